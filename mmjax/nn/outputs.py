@@ -1,0 +1,39 @@
+"""The small structs that cross a boundary: what a loss, an eval and a sampler hand back."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+EMPTY: Mapping = MappingProxyType({})
+
+
+class Aux(NamedTuple):
+    """What a loss hands back beside its scalar."""
+
+    metrics: Mapping[str, jax.Array]  # flat; scalars over the global batch
+    collections: Mapping = EMPTY  # variable collections that this step changed: codebook, center, batch statistics
+    weight: jax.Array | None = None  # what the mean divides by (tokens); None = the loss looks across the batch
+
+
+class Result(NamedTuple):
+    """What an eval hands back."""
+
+    metrics: Mapping[str, float]  # flat
+    pictures: Mapping[str, np.ndarray] = EMPTY  # title -> [H W 3] uint8, shown in report.html
+
+
+class Request(NamedTuple):
+    """What a person asks of a trained system (`mmjax sample`)."""
+
+    texts: tuple[str, ...] = ()
+    images: tuple[np.ndarray, ...] = ()  # each [H W 3] uint8
+
+
+class Answer(NamedTuple):
+    """What a system answers: words for the terminal and pictures for the folder."""
+
+    text: str
+    pictures: Mapping[str, np.ndarray] = EMPTY  # file stem -> [H W 3] uint8
