@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # weights of R, G, B in brightness as seen, ITU-R BT.601
-BLOCKS = 4  # a blocky background has BLOCKS x BLOCKS patches
+BLOCKS = 8  # a blocky background has BLOCKS x BLOCKS patches
 CACHED = 2**15  # output pixels that are worked on at once
 
 
