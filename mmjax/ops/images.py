@@ -75,7 +75,7 @@ def resize_cubic(grid: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def resize_cubic_antialias(grid: jax.Array, height: int, width: int) -> jax.Array:
-    """[h w D] -> [height width D] as torch's bicubic with antialias: open_clip and timm, when they load a checkpoint."""
+    """[h w D] -> [height width D] as torch's bicubic with antialias: open_clip and timm, loading a checkpoint."""
     shape = (height, width, grid.shape[-1])
     return jax.image.resize(grid, shape, "cubic", antialias=True, precision=jax.lax.Precision.HIGHEST)
 

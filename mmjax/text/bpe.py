@@ -1,11 +1,11 @@
 """Byte-level byte-pair encoding: train one on the captions at hand, and turn texts into rows of ids.
 
-Source: Sennrich et al. 2016, arXiv:1508.07909 (pairs); Radford et al. 2019, GPT-2 (on bytes, so that no text is unknown).
+Source: Sennrich et al. 2016, arXiv:1508.07909 (pairs); Radford et al. 2019, GPT-2 (on bytes: no text is unknown).
 
     texts --normalise--> lower case, single spaces --split--> words --merges--> ids --rows--> [B T]
 
-B texts, T length of a row. A row is [start, ids ..., end, padding ...], as CLIP's text tower reads it. `start` and `end`
-are the two highest ids, so that "the highest id of the row" (OpenAI's rule) finds the end.
+B texts, T length of a row. A row is [start, ids ..., end, padding ...], as CLIP's text tower reads it. `start` and
+`end` are the two highest ids, so that "the highest id of the row" (OpenAI's rule) finds the end.
 """
 
 import dataclasses

@@ -29,7 +29,7 @@ PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[
 
 
 def load(path: str | Path, clean: str = "openai") -> bpe.Tokenizer:
-    """`path`: bpe_simple_vocab_16e6.txt.gz, a tokenizer.json, or a folder with one of them or vocab.json + merges.txt."""
+    """`path`: bpe_simple_vocab_16e6.txt.gz, tokenizer.json, or a folder with one of them or vocab.json + merges.txt."""
     if clean not in ("openai", "hf"):
         raise ValueError(f"clean must be 'openai' or 'hf', got {clean!r}")
     vocab, merges = _read(Path(path))
