@@ -4,7 +4,8 @@
 
 Missing packages are fetched with `npm pack` at pinned versions into DIR; the same versions of pillow and resvg-py give
 the same bytes. A concept is a code point sequence of emoji-datasource that is no flag, component or skin tone, that
-CLDR names itself (derived names are composed of parts: families, hair styles) and that Noto, Fluent 3D and Twemoji draw.
+CLDR names itself (derived names are composed of parts: families, hair styles) and that
+Noto, Fluent 3D and Twemoji draw.
 
 Drawings meet concepts by code point: files are named so, or the set's `chars.json` says so. Fluent colour shares its
 icon names with Fluent flat. Noto v1, EmojiOne and FxEmoji carry names only: a drawing is taken if its name is one that
@@ -27,7 +28,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mmjax.data import emoji_matches
-from mmjax.text import bpe, prompts
 
 PACKAGES = {
     "emoji-datasource-google": "16.0.0",
@@ -45,7 +45,6 @@ PACKAGES = {
 SIZE = 64  # side of a drawing in the atlas
 SUPERSAMPLE = 4  # SVGs are drawn this much larger and averaged down
 COLUMNS = 40
-VOCABULARY = 2_048
 LANGUAGES = ("de", "es", "fr", "ja", "zh")
 ASSETS = pathlib.Path(__file__).parent / "assets"
 # WebP settings per artist. Flat colours are smaller without loss; gradients need it to stay in the budget of the wheel.
@@ -255,7 +254,6 @@ def write(folder: pathlib.Path, concepts: list[dict], drawings: dict[str, list[n
         record["artists"] = sorted(artist for artist, cells in drawings.items() if cells[i] is not None)
         lines.append(json.dumps(record, ensure_ascii=False))
     (ASSETS / "emoji.json").write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
-    write_tokenizer(concepts)
     names = {}
     for language in LANGUAGES:
         known = annotations(folder, language)
@@ -263,12 +261,6 @@ def write(folder: pathlib.Path, concepts: list[dict], drawings: dict[str, list[n
         names[language] = [{"name": e["tts"][0], "keywords": e["default"]} for e in entries]
     data = json.dumps(names, ensure_ascii=False).encode()
     (ASSETS / "emoji_languages.json.gz").write_bytes(gzip.compress(data, 9, mtime=0))
-
-
-def write_tokenizer(concepts: list[dict]) -> None:
-    """A small vocabulary of the words that captions are made of."""
-    texts = [text for c in concepts for text in (c["name"], ", ".join(c["keywords"]))]
-    bpe.train([*texts, *prompts.PICTURES], VOCABULARY).save(ASSETS / "emoji_bpe.json")
 
 
 def labelled_sheet(rows: list[tuple[str, list[np.ndarray | None]]], columns: int = 20) -> Image.Image:
@@ -297,7 +289,7 @@ def write_sheets(folder: pathlib.Path, concepts: list[dict], drawings: dict[str,
     for artist, cells in drawings.items():
         rows = [
             (c["name"], [reference, cell])
-            for c, reference, cell in zip(concepts, drawings["noto"], cells)
+            for c, reference, cell in zip(concepts, drawings["noto"], cells, strict=True)
             if cell is not None
         ]
         for page in range(0, len(rows), 200):

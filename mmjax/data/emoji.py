@@ -171,7 +171,7 @@ def tokenizer() -> bpe.Tokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class EmojiData:
-    """Each concept of the training split once per epoch, drawn by an artist chosen anew each time (see `pipeline.Data`).
+    """Each concept of the training split once per epoch, drawn by a new random artist (see `pipeline.Data`).
 
     Within an epoch the concepts of a batch differ, so in-batch negatives are true negatives.
     """
@@ -199,9 +199,10 @@ class EmojiData:
     def _batch(self, artists, concepts, draws: augment.Draw, words: "CaptionDraw") -> pipeline.Batch:
         may_flip = np.array([pack().concepts[n].may_flip for n in concepts])
         images = augment.render(cutouts(artists, concepts), draws, self.image_size, may_flip)
+        forms = words.forms(self.captions)
         texts = [
             caption(pack().concepts[n], form, order, template)
-            for n, form, order, template in zip(concepts, words.forms(self.captions), words.order, words.template)
+            for n, form, order, template in zip(concepts, forms, words.order, words.template, strict=True)
         ]
         return {"images": images, **self.tokenize(texts), "label": concepts.astype(np.int32)}
 
