@@ -1,0 +1,112 @@
+"""Preprocessing byte for byte as the originals do it, and grids resized as torch and scipy resize them.
+
+Golden: tests/goldens/images.npz, made by make_images.py from torchvision, open_clip, transformers and real photographs.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+from PIL import Image
+
+from mmjax.ops import images
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+PHOTOGRAPHS = ("landscape", "portrait", "wide", "small", "grey", "alpha")
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return np.load(Path(__file__).parents[1] / "goldens" / "images.npz")
+
+
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_cover_equals_the_original_byte_for_byte(golden, name):
+    ours = np.asarray(images.cover(golden[f"{name}_photo"], 48))
+    np.testing.assert_array_equal(ours, golden[f"{name}_openai"])
+
+
+@pytest.mark.parametrize("name", PHOTOGRAPHS[:-1])
+@pytest.mark.parametrize(("backend", "bytes_off"), [("pil", 0), ("tv", 1)])
+def test_cover_equals_transformers_up_to_its_resizing(golden, name, backend, bytes_off):
+    theirs = golden[f"{name}_openai"] + golden[f"{name}_{backend}_minus_openai"].astype(int)
+    difference = np.abs(np.asarray(images.cover(golden[f"{name}_photo"], 48)) - theirs)
+    assert difference.max() <= bytes_off
+    assert (difference != 0).mean() < 0.01
+
+
+def test_preprocess_normalises_like_the_original(golden):
+    ours = images.preprocess(golden["landscape_photo"], 48, MEAN, STD)
+    assert ours.shape == (48, 48, 3)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours[::8, ::8], golden["landscape_normalised"], atol=1e-6)
+
+
+def test_normalising_on_the_device_equals_preprocess(golden):
+    pixels = np.asarray(images.cover(golden["wide_photo"], 48))
+    on_device = jax.jit(lambda x: images.to_float(x, MEAN, STD))(pixels)
+    np.testing.assert_allclose(on_device, images.preprocess(golden["wide_photo"], 48, MEAN, STD), atol=1e-6)
+
+
+def test_bytes_become_minus_one_to_one():
+    x = images.to_float(jnp.array([[0, 51, 255]], jnp.uint8), mean=0.5, std=0.5)
+    np.testing.assert_allclose(x, [[-1, -0.6, 1]], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_floats_are_normalised_already(dtype):
+    x = jnp.array([[-1.5, 0.0, 2.0]], dtype)
+    assert images.to_float(x, mean=MEAN, std=STD) is x
+
+
+def test_other_integers_are_refused():
+    with pytest.raises(ValueError, match="int32"):
+        images.to_float(jnp.zeros((1, 3), jnp.int32), 0.5, 0.5)
+
+
+def test_arrays_and_pil_images_are_the_same_to_cover(golden):
+    photo = golden["portrait_photo"]
+    np.testing.assert_array_equal(images.cover(Image.fromarray(photo), 48), images.cover(photo, 48))
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8)])
+def test_arrays_that_are_no_images_are_refused(wrong):
+    with pytest.raises(ValueError, match="uint8"):
+        images.cover(wrong, 48)
+
+
+def test_resize_is_the_antialiased_bicubic_up_to_rounding(golden):
+    photo = golden["landscape_photo"]
+    ours = images.resize(photo, 31, 40)
+    exact = jax.image.resize(photo.astype(np.float32), (31, 40, 3), "cubic", antialias=True)
+    # Pillow rounds after each of two passes; jax handles the border alike.
+    assert np.abs(ours - np.clip(exact, 0, 255)).max() <= 1.01
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 9), (4, 3), (7, 10)])
+@pytest.mark.parametrize("name", ["cubic", "cubic_antialias"])
+def test_grids_are_resized_as_torch_does(golden, name, height, width):
+    resized = getattr(images, f"resize_{name}")(golden["grid"], height, width)
+    np.testing.assert_allclose(resized, golden[f"{name}_{height}_{width}"], atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [17, 6])
+def test_text_positions_are_resized_as_torch_does(golden, length):
+    # Both compute positions up to 11 in float32, each in its own order of operations.
+    np.testing.assert_allclose(images.resize_linear(golden["text"], length), golden[f"linear_{length}"], atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 9), (4, 3), (7, 10)])
+def test_corners_stay_where_scipy_leaves_them(golden, height, width):
+    grid = golden["grid"]
+    expected = scipy.ndimage.zoom(grid, (height / 7, width / 5, 1), order=1)
+    np.testing.assert_allclose(images.resize_linear_corners(grid, height, width), expected, atol=1e-6)
+
+
+def test_all_grid_rules_keep_a_grid_of_the_same_size(golden):
+    for resize in (images.resize_cubic, images.resize_cubic_antialias, images.resize_linear_corners):
+        np.testing.assert_allclose(resize(golden["grid"], 7, 5), golden["grid"], atol=1e-6)
+    np.testing.assert_allclose(images.resize_linear(golden["text"], 11), golden["text"], atol=1e-6)
