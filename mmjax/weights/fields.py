@@ -1,0 +1,37 @@
+"""Reading the fields of someone else's config, with errors that name the field."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+REQUIRED = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    values: Mapping[str, Any]
+    where: str  # for messages: the file, and the object in it
+
+    def get(self, name: str, kind: type, default: Any = REQUIRED) -> Any:
+        """The field as `kind`, an int passing for a float; `default` is what the other library takes if it's absent."""
+        value = self.values.get(name)
+        if value is None and default is not REQUIRED:
+            return default
+        good = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or value is not True)
+        if not good or (kind is int and value < 0):
+            found = "is missing" if name not in self.values else f"is {value!r}"
+            raise ValueError(f"{self.where}: {name} {found}, expected {_KINDS[kind]}")
+        return value
+
+    def part(self, name: str) -> "Fields":
+        """The object under `name`."""
+        return Fields(self.get(name, dict), f"{self.where}: {name}")
+
+    def one_of(self, name: str, choices: Mapping[str, Any], default: str) -> Any:
+        value = self.get(name, str, default)
+        if value not in choices:
+            raise ValueError(f"{self.where}: {name} is {value!r}, supported are {', '.join(choices)}")
+        return choices[value]
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "a string", dict: "an object", bool: "true or false"}
