@@ -28,7 +28,7 @@ MERGES = 49152 - 256 - 2  # openai/CLIP reads so many lines of its longer file
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
-def load(path: str | Path, clean: str = "openai") -> bpe.Tokenizer:
+def load(path: str | Path, clean: str = "hf") -> bpe.Tokenizer:
     """`path`: bpe_simple_vocab_16e6.txt.gz, tokenizer.json, or a folder with one of them or vocab.json + merges.txt."""
     if clean not in ("openai", "hf"):
         raise ValueError(f"clean must be 'openai' or 'hf', got {clean!r}")

@@ -2,8 +2,9 @@
 CLIPImageProcessor backends make of real photographs, and torch's resizing of grids of positions.
 
 transformers 5.24 differs from the original in two ways that are no matter of rounding: it rounds the cut's corner down
-where the original rounds to the nearest (one pixel off for some odd sizes), and it lays transparent images on white where
-the original drops alpha. The stored differences are of opaque images, after the original's cut: only resizing is left.
+where the original rounds to the nearest (one pixel off for some odd sizes), and it lays transparent images on white
+where the original drops alpha. The stored differences are of opaque images, after the original's cut: only resizing is
+left.
 
 Photographs: scikit-image's public-domain and CC0 set (chelsea, astronaut, coffee, rocket, camera), made small. Run with
 torch, torchvision, transformers, open_clip and scikit-image installed: python tests/goldens/make_images.py
