@@ -141,12 +141,12 @@ def load_model(
 def save(rules: Sequence[Rule], tree: Any, *, format: str) -> dict[str, Array]:
     """Their tensors, by name. Leaves keep their dtype."""
     flat = {path: np.asarray(leaf) for path, leaf in flatten(tree).items()}
-    # safetensors writes the memory as it lies, so views must become arrays of their own order.
-    return {
-        name: np.asarray(parts[0], order="C") if len(parts) == 1 else np.concatenate(parts)
-        for name, place in places(rules, flat, format).items()
-        for parts in [place.parts(flat)]
-    }
+    return {name: _join(place.parts(flat)) for name, place in places(rules, flat, format).items()}
+
+
+def _join(parts: list[Array]) -> Array:
+    # safetensors writes memory as it lies: what is transposed, or made of transposed parts, must be laid out anew.
+    return np.asarray(parts[0] if len(parts) == 1 else np.concatenate(parts), order="C")
 
 
 @dataclasses.dataclass(frozen=True)
