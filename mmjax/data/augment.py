@@ -34,6 +34,12 @@ class Augment:
     backgrounds: tuple[float, float, float, float] = (0.3, 0.3, 0.2, 0.2)  # shares: white, plain, gradient, blocks
 
 
+# Photographs are zoomed into and hardly recoloured; their surroundings are part of what captions speak of.
+PHOTOGRAPHS = Augment(
+    scale=(1.0, 1.3), shift=0.08, rotation=0.0, brightness=0.1, contrast=0.2, saturation=0.3, hue=0.02
+)
+
+
 class Draw(NamedTuple):
     """The random numbers of a batch; row b of each field is for picture b."""
 
