@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
 from mmjax.evals import features
 from mmjax.nn.outputs import Answer, Request
