@@ -68,7 +68,7 @@ class ViTOutput:
 
 
 class Stem(nn.Module):
-    """Stride-2 3x3 convolutions: what a from-scratch run on few small pictures needs most."""
+    """Stride-2 3x3 convolutions, each with a norm (over channels, where the paper's is over the batch) and a ReLU."""
 
     channels: tuple[int, ...]
     dtype: Any = jnp.float32
@@ -78,7 +78,7 @@ class Stem(nn.Module):
         x = images
         for i, channels in enumerate(self.channels):
             x = nn.Conv(channels, (3, 3), (2, 2), use_bias=False, dtype=self.dtype, name=f"conv{i}")(x)
-            x = gelu(LayerNorm(dtype=self.dtype, name=f"norm{i}")(x))
+            x = nn.relu(LayerNorm(dtype=self.dtype, name=f"norm{i}")(x))
         return x
 
 

@@ -10,15 +10,15 @@ def group(golden, prefix: str) -> dict[str, np.ndarray]:
     return {key.removeprefix(f"{prefix}/"): golden[key] for key in golden if key.startswith(f"{prefix}/")}
 
 
-def _linear(flat: dict, name: str) -> dict:
+def linear(flat: dict, name: str) -> dict:
     return {"kernel": flat[f"{name}.weight"].T, "bias": flat[f"{name}.bias"]}
 
 
-def _norm(flat: dict, name: str) -> dict:
+def norm(flat: dict, name: str) -> dict:
     return {"scale": flat[f"{name}.weight"], "bias": flat[f"{name}.bias"]}
 
 
-def _stack(flat: dict, prefix: str, layer) -> dict:
+def stack(flat: dict, prefix: str, layer) -> dict:
     depth = 1 + max(int(found[1]) for name in flat if (found := re.match(re.escape(prefix) + r"\.(\d+)\.", name)))
     return jax.tree.map(lambda *leaves: np.stack(leaves), *[layer(flat, f"{prefix}.{i}") for i in range(depth)])
 
@@ -26,10 +26,10 @@ def _stack(flat: dict, prefix: str, layer) -> dict:
 def _hf_layer(flat: dict, name: str) -> dict:
     ours = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
     return {
-        "norm1": _norm(flat, f"{name}.layer_norm1"),
-        "attention": {our: _linear(flat, f"{name}.self_attn.{their}") for our, their in ours.items()},
-        "norm2": _norm(flat, f"{name}.layer_norm2"),
-        "mlp": {"up": _linear(flat, f"{name}.mlp.fc1"), "down": _linear(flat, f"{name}.mlp.fc2")},
+        "norm1": norm(flat, f"{name}.layer_norm1"),
+        "attention": {our: linear(flat, f"{name}.self_attn.{their}") for our, their in ours.items()},
+        "norm2": norm(flat, f"{name}.layer_norm2"),
+        "mlp": {"up": linear(flat, f"{name}.mlp.fc1"), "down": linear(flat, f"{name}.mlp.fc2")},
     }
 
 
@@ -40,15 +40,15 @@ def from_hf(flat: dict) -> dict:
             "patch_embed": {"kernel": flat[f"{vision}.patch_embedding.weight"].transpose(2, 3, 1, 0)},
             "class_embed": flat[f"{vision}.class_embedding"],
             "pos_embed": flat[f"{vision}.position_embedding.weight"],
-            "norm_pre": _norm(flat, "vision_model.pre_layrnorm"),
-            "layers": _stack(flat, "vision_model.encoder.layers", _hf_layer),
-            "norm": _norm(flat, "vision_model.post_layernorm"),
+            "norm_pre": norm(flat, "vision_model.pre_layrnorm"),
+            "layers": stack(flat, "vision_model.encoder.layers", _hf_layer),
+            "norm": norm(flat, "vision_model.post_layernorm"),
         },
         "text": {
             "embed": {"embedding": flat[f"{text}.token_embedding.weight"]},
             "pos_embed": flat[f"{text}.position_embedding.weight"],
-            "layers": _stack(flat, "text_model.encoder.layers", _hf_layer),
-            "norm": _norm(flat, "text_model.final_layer_norm"),
+            "layers": stack(flat, "text_model.encoder.layers", _hf_layer),
+            "norm": norm(flat, "text_model.final_layer_norm"),
         },
         "vision_projection": {"kernel": flat["visual_projection.weight"].T},
         "text_projection": {"kernel": flat["text_projection.weight"].T},
@@ -62,10 +62,10 @@ def _open_clip_layer(flat: dict, name: str) -> dict:
     names = ("query", "key", "value")
     inner = {our: {"kernel": k.T, "bias": b} for our, k, b in zip(names, kernels, biases, strict=True)}
     return {
-        "norm1": _norm(flat, f"{name}.ln_1"),
-        "attention": inner | {"out": _linear(flat, f"{name}.attn.out_proj")},
-        "norm2": _norm(flat, f"{name}.ln_2"),
-        "mlp": {"up": _linear(flat, f"{name}.mlp.c_fc"), "down": _linear(flat, f"{name}.mlp.c_proj")},
+        "norm1": norm(flat, f"{name}.ln_1"),
+        "attention": inner | {"out": linear(flat, f"{name}.attn.out_proj")},
+        "norm2": norm(flat, f"{name}.ln_2"),
+        "mlp": {"up": linear(flat, f"{name}.mlp.c_fc"), "down": linear(flat, f"{name}.mlp.c_proj")},
     }
 
 
@@ -75,15 +75,15 @@ def from_open_clip(flat: dict) -> dict:
             "patch_embed": {"kernel": flat["visual.conv1.weight"].transpose(2, 3, 1, 0)},
             "class_embed": flat["visual.class_embedding"],
             "pos_embed": flat["visual.positional_embedding"],
-            "norm_pre": _norm(flat, "visual.ln_pre"),
-            "layers": _stack(flat, "visual.transformer.resblocks", _open_clip_layer),
-            "norm": _norm(flat, "visual.ln_post"),
+            "norm_pre": norm(flat, "visual.ln_pre"),
+            "layers": stack(flat, "visual.transformer.resblocks", _open_clip_layer),
+            "norm": norm(flat, "visual.ln_post"),
         },
         "text": {
             "embed": {"embedding": flat["token_embedding.weight"]},
             "pos_embed": flat["positional_embedding"],
-            "layers": _stack(flat, "transformer.resblocks", _open_clip_layer),
-            "norm": _norm(flat, "ln_final"),
+            "layers": stack(flat, "transformer.resblocks", _open_clip_layer),
+            "norm": norm(flat, "ln_final"),
         },
         "vision_projection": {"kernel": flat["visual.proj"]},
         "text_projection": {"kernel": flat["text_projection"]},
