@@ -110,7 +110,7 @@ def open_builder(name: str, data_dir: str) -> Any:
     try:
         return tfds.builder(name, data_dir=data_dir or None)
     except tfds.core.DatasetNotFoundError as error:
-        near = difflib.get_close_matches(name, tfds.list_builders(), n=3)
+        near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "tfds.list_builders() lists all"
         raise ValueError(f"TFDS has no data set {name!r} in {data_dir or 'its default folder'}; {hint}") from error
     except ModuleNotFoundError as error:

@@ -173,7 +173,10 @@ def jsonl_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
 def csv_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
     delimiter = "\t" if path.suffix == ".tsv" else ","
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    return [(reader.line_num, record) for record in reader]
+    try:
+        return [(reader.line_num, record) for record in reader]
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
 
 
 def field(path: Path, line: int, record: dict[str, Any], column: str) -> str:
