@@ -80,12 +80,17 @@ class Step:
         with jax.set_mesh(self.mesh):
             return self.update(now, batch, self._key)
 
-    def lower(self, batch_spec: dict[str, jax.ShapeDtypeStruct] | None = None) -> jax.stages.Lowered:
+    def trace(self, batch_spec: dict[str, jax.ShapeDtypeStruct] | None = None) -> jax.stages.Traced:
         """The update for a batch of these global shapes (those of the data where None), without devices."""
         spec = pipeline.spec(self.experiment.data, self.experiment.batch_size) if batch_spec is None else batch_spec
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.batch_sharding), spec)
         with jax.set_mesh(self.mesh):
-            return self.update.lower(self.abstract, batch, jax.eval_shape(lambda: key(0, "step")))
+            return self.update.trace(self.abstract, batch, jax.eval_shape(lambda: key(0, "step")))
+
+    def lower(self, batch_spec: dict[str, jax.ShapeDtypeStruct] | None = None) -> jax.stages.Lowered:
+        """`trace`, lowered for the mesh's devices."""
+        with jax.set_mesh(self.mesh):
+            return self.trace(batch_spec).lower()
 
     def _update(self, now: TrainState, batch: Batch, seed_key: jax.Array) -> tuple[TrainState, Metrics]:
         task, step, variables = self.task, now.step, now.variables
@@ -130,9 +135,8 @@ def build(
     return Step(experiment, mesh, variables)
 
 
-def served(experiment: Experiment, variables: Variables) -> Variables:
+def served(serve: str, variables: Variables) -> Variables:
     """Variables as evals, samplers and other experiments see them: "params" is the copy named by Task.serve."""
-    serve = experiment.task.serve
     if serve not in variables:
         raise ValueError(f"task.serve={serve!r} names no collection; the run has {', '.join(variables)}")
     return {**{name: one for name, one in variables.items() if name != serve}, "params": variables[serve]}

@@ -1,0 +1,189 @@
+"""Where a run's numbers go: JSON lines, the console, and TensorBoard or Weights & Biases where they are.
+
+metrics.jsonl depends on the experiment alone, so two runs of the same one can be compared with `diff`; what the clock
+says goes to speed.jsonl.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+METRICS, EVALS, SPEED = "metrics.jsonl", "evals.jsonl", "speed.jsonl"
+
+
+def read_lines(path: Path, last_step: int | None = None) -> list[dict]:
+    """The whole lines of a file up to a step; what a kill cut off is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    parsed = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+    return [line for line in parsed if last_step is None or line["step"] <= last_step]
+
+
+class JSONL:
+    """One object per line, in order of steps; lines after `last_step` are dropped: those steps will run again."""
+
+    def __init__(self, path: Path, last_step: int):
+        kept = read_lines(path, last_step)
+        self.last: dict[str, Any] = kept[-1] if kept else {"step": 0}
+        part = path.with_suffix(".part")
+        part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        part.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, numbers: Mapping[str, Any]) -> None:
+        self.last = {"step": step, **numbers}
+        self._file.write(json.dumps(self.last) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """On the disk, before a checkpoint claims these steps."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Console:
+    """A bar with the time left on a terminal; elsewhere a line at most every `period` seconds."""
+
+    def __init__(self, steps: int, start: int, period: float = 10.0):
+        self._steps, self._period, self._last = steps, period, -math.inf
+        self._bar = None
+        if sys.stdout.isatty():
+            from rich import progress
+
+            text, bar = progress.TextColumn, progress.BarColumn()
+            self._bar = progress.Progress(
+                text("step {task.completed:,.0f}/{task.total:,.0f}"), bar, progress.TimeElapsedColumn(), text("left"),
+                progress.TimeRemainingColumn(), text("{task.description}"),
+            )  # fmt: skip
+            self._task = self._bar.add_task("", total=steps, completed=start)
+            self._bar.start()
+
+    def metrics(self, step: int, numbers: Mapping[str, float], speed: Mapping[str, float]) -> None:
+        shown = [f"{name} {numbers[name]:.4g}" for name in ("loss", "lr") if name in numbers]
+        if "examples_per_second" in speed:
+            shown.append(f"{speed['examples_per_second']:,.0f} examples/s")
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description="  ".join(shown))
+        elif time.monotonic() - self._last >= self._period or step == self._steps:
+            left = [f"{seconds_as_text(speed['seconds_left'])} left"] if speed.get("seconds_left") else []
+            self.say(f"step {step:,}/{self._steps:,}  " + "  ".join(shown + left))
+            self._last = time.monotonic()
+
+    def say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def seconds_as_text(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+class TensorBoard:
+    def __init__(self, folder: Path, last_step: int):
+        from tensorboardX import SummaryWriter
+
+        # Events after the last checkpoint belong to steps that will be run again.
+        self._writer = SummaryWriter(str(folder), purge_step=last_step + 1 if last_step else None)
+
+    def write(self, step: int, numbers: Mapping[str, Any]) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    def __init__(self, folder: Path, config: Mapping[str, Any]):
+        if importlib.util.find_spec("wandb") is None:
+            raise ValueError("Weights & Biases was asked for, but is not installed: pip install 'mmjax[wandb]'")
+        import wandb
+
+        self._run = wandb.init(dir=str(folder), name=folder.name, id=folder.name, resume="allow", config=dict(config))
+
+    def write(self, step: int, numbers: Mapping[str, Any]) -> None:
+        self._run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Writers:
+    """All of them, as one; on processes other than 0 it writes nothing."""
+
+    def __init__(self, folder: Path, start: int, steps: int, config: Mapping[str, Any], *, primary: bool, wandb: bool):
+        self._folder = folder
+        self._files: dict[str, JSONL] = {}
+        self._boards: list[Any] = []
+        self.console = Console(steps, start) if primary else None
+        if not primary:
+            return
+        self._files = {name: JSONL(folder / name, start) for name in (METRICS, EVALS, SPEED)}
+        if importlib.util.find_spec("tensorboardX") is not None:
+            self._boards.append(TensorBoard(folder / "tensorboard", start))
+        if wandb:
+            self._boards.append(WandB(folder, config))
+
+    def write(self, file: str, step: int, numbers: Mapping[str, Any]) -> None:
+        """`file` is METRICS, EVALS or SPEED."""
+        if file in self._files:
+            self._files[file].write(step, numbers)
+        prefix = {METRICS: "train", EVALS: "eval", SPEED: "speed"}[file]
+        for board in self._boards:
+            board.write(step, {f"{prefix}/{name}": value for name, value in numbers.items()})
+
+    def last(self, file: str) -> dict[str, float]:
+        """The numbers written last, in this run or before it was resumed."""
+        line = self._files[file].last if file in self._files else {}
+        return {name: value for name, value in line.items() if name != "step"}
+
+    def last_step(self, file: str) -> int:
+        return self._files[file].last["step"] if file in self._files else 0
+
+    def progress(self, step: int, numbers: Mapping[str, float], speed: Mapping[str, float]) -> None:
+        if self.console is not None:
+            self.console.metrics(step, numbers, speed)
+
+    def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """pictures/<step>/<title>.png, from [H W 3] uint8; "/" cannot stand in a file's name."""
+        if self.console is None or not pictures:
+            return
+        from PIL import Image
+
+        folder = self._folder / "pictures" / str(step)
+        folder.mkdir(parents=True, exist_ok=True)
+        for title, pixels in pictures.items():
+            Image.fromarray(pixels).save(folder / f"{title.replace('/', '-')}.png")
+
+    def say(self, text: str) -> None:
+        if self.console is not None:
+            self.console.say(text)
+
+    def sync(self) -> None:
+        for file in self._files.values():
+            file.sync()
+
+    def __enter__(self) -> "Writers":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for one in (*self._files.values(), *self._boards, self.console):
+            if one is not None:
+                one.close()

@@ -1,0 +1,149 @@
+"""A run's folder: what was asked for, and a copy of the file that says how.
+
+config.json     file, its sha256, size, overrides, versions
+<stem>.py       a copy of the experiment file, from which eval, sample and --resume rebuild the experiment
+metrics.jsonl evals.jsonl speed.jsonl pictures/ checkpoints/ report.html
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from mmjax.train import overrides as settings
+from mmjax.train.experiment import Experiment
+
+CONFIG = "config.json"
+PACKAGES = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class Recipe(NamedTuple):
+    """Where an experiment comes from."""
+
+    file: Path
+    size: str = "small"
+    overrides: tuple[str, ...] = ()
+
+    def build(self) -> Experiment:
+        return settings.load_experiment(self.file, self.size, self.overrides)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(Path(self.file).read_bytes()).hexdigest()
+
+
+def default(recipe: Recipe) -> Path:
+    return Path("runs") / f"{Path(recipe.file).stem}-{recipe.size}"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run; Hugging Face folders have a config.json too, but no sha256 in it."""
+    return (folder / CONFIG).is_file() and "sha256" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+
+
+def config(folder: str | Path) -> dict[str, Any]:
+    folder = Path(folder)
+    if not folder.is_dir() or not is_run(folder):
+        raise FileNotFoundError(f"{folder} is no run folder (it has no {CONFIG} of a run); make one with `mmjax train`")
+    return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+
+
+def recipe(folder: str | Path) -> Recipe:
+    """The recipe of a run, with the copy of its file."""
+    asked = config(folder)
+    copy = Path(folder) / Path(asked["file"]).name
+    found = Recipe(copy, asked["size"], tuple(asked["overrides"]))
+    if found.sha256 != asked["sha256"]:
+        raise ValueError(f"{copy} has changed since the run began (its sha256 is not that of {CONFIG}); restore it")
+    return found
+
+
+def rebuild(folder: str | Path) -> Experiment:
+    """The experiment that a run trains."""
+    return recipe(folder).build()
+
+
+def begin(folder: Path, experiment: Experiment, recipe: Recipe | None, resume: bool) -> None:
+    """Makes a run's folder, or checks that a run can go on in it. By process 0."""
+    if (folder / CONFIG).exists() or (folder / "checkpoints").exists():
+        if not resume:
+            raise FileExistsError(f"{folder} holds a run already: pass --resume to go on, or another --workdir")
+        if recipe is not None:
+            _check_same(folder, recipe)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if recipe is not None:
+        shutil.copyfile(recipe.file, folder / Path(recipe.file).name)
+    part = folder / f"{CONFIG}.part"
+    part.write_text(json.dumps(describe(experiment, recipe), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(folder / CONFIG)
+
+
+def _check_same(folder: Path, asked: Recipe) -> None:
+    before = config(folder)
+    now = {
+        "file": Path(asked.file).name,
+        "sha256": asked.sha256,
+        "size": asked.size,
+        "overrides": list(asked.overrides),
+    }
+    for field, value in now.items():
+        was = Path(before["file"]).name if field == "file" else before[field]
+        if was != value:
+            raise ValueError(
+                f"{folder} was started with {field} {was!r}, now it is {value!r}: a resumed run must be the same; "
+                "undo the change or take another --workdir"
+            )
+
+
+def describe(experiment: Experiment, recipe: Recipe | None) -> dict[str, Any]:
+    """What config.json holds. Runs without a file (notebooks) can be resumed and read, not rebuilt."""
+    versions = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    about = ast.get_docstring(ast.parse(Path(recipe.file).read_text(encoding="utf-8"))) if recipe else None
+    return {
+        "about": (about or "").split("\n")[0],
+        "stem": Path(recipe.file).stem if recipe else None,
+        "file": str(recipe.file) if recipe else None,
+        "sha256": recipe.sha256 if recipe else None,
+        "size": recipe.size if recipe else None,
+        "overrides": list(recipe.overrides) if recipe else [],
+        "steps": experiment.steps,
+        "batch_size": experiment.batch_size,
+        "seed": experiment.seed,
+        "serve": experiment.task.serve,
+        "commit": commit(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+        "versions": versions,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # run from a clone without installing
+        return None
+
+
+def commit() -> str | None:
+    """The commit of the source that runs, with "+" where files differ from it; None outside of a clone."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    head = git("rev-parse", "--short=12", "HEAD")
+    return f"{head}+" if head and git("status", "--porcelain", "--untracked-files=no") else head
