@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import socket
+import sys
 from collections.abc import Mapping
 
 import jax
@@ -143,8 +144,9 @@ def barrier(name: str, timeout: float = 600.0) -> None:
 
 
 def leave(code: int) -> None:
-    """Ends a failed process at once: its heartbeat stops, and the peers that wait for it end too."""
+    """Ends a process that failed at once, if it has peers: its heartbeat stops, and those that wait for it end too."""
     if jax.distributed.is_initialized():
         logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
-    raise SystemExit(code)

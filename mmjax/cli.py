@@ -1,0 +1,223 @@
+"""The `mmjax` command: what can be typed, and what a mistake answers.
+
+Parsing only; the commands themselves are in `commands.py`, imported when one runs, so that `mmjax --help` is quick.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+import textwrap
+import traceback
+from pathlib import Path
+
+MISTAKE = 2  # exit code for what the user can mend; 1 is a fault of ours
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(
+        prog="mmjax",
+        description="Train, measure, look at, plan and convert the systems of the multimodal story.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_examples(
+            """
+            mmjax list                                          what can be trained
+            mmjax train experiments/clip_emoji.py               train CLIP on the emoji pack, write a report
+            mmjax sample runs/clip_emoji-small "a red heart"    the pictures nearest to a text
+            mmjax COMMAND --help                                more on one command
+            """
+        ),
+    )
+    commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (_train, _eval, _sample, _plan, _convert, _list):
+        add(commands)
+    return root
+
+
+def _examples(text: str) -> str:
+    return "examples:\n" + textwrap.indent(textwrap.dedent(text).strip(), "  ")
+
+
+def _command(commands, name: str, summary: str, examples: str, details: str = "") -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.\n\n{textwrap.dedent(details).strip()}".strip(),
+        epilog=_examples(examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_experiment(command: argparse.ArgumentParser, size: str) -> None:
+    command.add_argument("file", type=Path, metavar="FILE", help="an experiment, such as experiments/clip_emoji.py")
+    command.add_argument(
+        "--size", default=size, help="which variant: tiny (seconds), small (minutes), paper (default: %(default)s)"
+    )
+    command.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides",
+        help="change a field of the experiment, such as optimizer.peak=1e-3; may be repeated",
+    )  # fmt: skip
+
+
+def _add_processes(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group(
+        "several processes",
+        "Under Slurm and on TPU slices the environment says all this: give the same command everywhere.",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 (or MMJAX_COORDINATOR)")
+    group.add_argument("--num-processes", type=int, metavar="N", help="how many run (or MMJAX_NUM_PROCESSES)")
+    group.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0 (or MMJAX_PROCESS_ID)")
+    group.add_argument(
+        "--start-timeout",
+        type=float,
+        default=300,
+        metavar="SECONDS",
+        help="how long to wait for late ones (default: 300)",
+    )
+    group.add_argument(
+        "--heartbeat", type=int, default=60, metavar="SECONDS", help="after how long a silent one is dead (default: 60)"
+    )
+
+
+def _train(commands) -> None:
+    command = _command(
+        commands, "train", "train an experiment, evaluate it, and write its report",
+        """
+        mmjax train experiments/clip_emoji.py
+        mmjax train experiments/clip_emoji.py --size tiny --workdir /tmp/try
+        mmjax train experiments/clip_emoji.py --set optimizer.peak=5e-4 --set batch_size=256
+        mmjax train experiments/clip_emoji.py --resume
+        mmjax train FILE --coordinator 127.0.0.1:8476 --num-processes 2 --process-id 0 &
+        mmjax train FILE --coordinator 127.0.0.1:8476 --num-processes 2 --process-id 1
+        """,
+        details="""
+            The run folder holds config.json, a copy of FILE, metrics.jsonl, checkpoints/ and report.html. SIGTERM and
+            Ctrl-C save a checkpoint first; --resume goes on from the newest whole one.
+        """,
+    )  # fmt: skip
+    _add_experiment(command, "small")
+    command.add_argument("--workdir", type=Path, help="run folder (default: runs/<file's name>-<size>)")
+    command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder")
+    command.add_argument("--record", action="store_true", help="append the final numbers to experiments/results.jsonl")
+    command.add_argument("--wandb", action="store_true", help="also log to Weights & Biases (extra mmjax[wandb])")
+    command.add_argument(
+        "--no-verify", action="store_false", dest="verify", help="trust checkpoints without comparing their checksums"
+    )
+    _add_processes(command)
+
+
+def _eval(commands) -> None:
+    command = _command(
+        commands, "eval", "evaluate a run's newest checkpoint and print every number",
+        "mmjax eval runs/clip_emoji-small",
+    )  # fmt: skip
+    command.add_argument("run", type=Path, metavar="RUN", help="run folder, such as runs/clip_emoji-small")
+
+
+def _sample(commands) -> None:
+    command = _command(
+        commands, "sample", "ask a trained run, or a CLIP from Hugging Face, for an answer",
+        """
+        mmjax sample runs/clip_emoji-small "a red heart" "a cat with a smile"
+        mmjax sample runs/clip_emoji-small --image photo.png "a cat" "a dog"
+        mmjax sample --weights ~/clip-vit-base-patch32 --image photo.jpg "a photo of a cat" "a photo of a dog"
+        """,
+        details="""
+            With a RUN and texts: the pictures nearest to each text, written to RUN/samples/. With an image and texts:
+            how probable each text is for the image, the texts being the only choices.
+        """,
+    )  # fmt: skip
+    command.add_argument(
+        "--weights", type=Path, metavar="FOLDER", help="config.json and *.safetensors of a CLIP, instead of a run"
+    )
+    command.add_argument(
+        "--image", type=Path, action="append", default=[], metavar="FILE", help="a picture to describe; may be repeated"
+    )
+    command.add_argument(
+        "words", nargs="*", metavar="RUN TEXT", help="run folder (without --weights), then texts in quotes"
+    )
+
+
+def _plan(commands) -> None:
+    command = _command(
+        commands, "plan", "compile an experiment's step for a machine that is not here: does it fit",
+        """
+        mmjax plan experiments/clip_emoji.py --topology v5e:16x16
+        mmjax plan experiments/clip_emoji.py --topology v5p:4x4x4 --set batch_size=65536 --set mesh.fsdp=8
+        mmjax plan experiments/clip_emoji.py --size small --topology h100:8
+        """,
+        details="""
+            It compiles the step that `train` would run, for every chip of the topology, and prints memory, collectives
+            and FLOPs of one. TPUs need the extra mmjax[plan], H100 needs mmjax[cuda]; no accelerator is needed.
+            The exit code is 0 if the step fits and 1 if not.
+        """,
+    )  # fmt: skip
+    _add_experiment(command, "paper")
+    command.add_argument(
+        "--topology", required=True, metavar="KIND:SHAPE", help="v5e:16x16, v6e:4x4, v5p:4x4x4 (chips), h100:8 (cards)"
+    )
+
+
+def _convert(commands) -> None:
+    command = _command(
+        commands,
+        "convert",
+        "rewrite a checkpoint in another library's format, bit for bit",
+        "mmjax convert ViT-B-32.pt clip-vit-b32/\nmmjax convert clip-vit-b32/ open_clip/ --to open_clip",
+    )  # fmt: skip
+    command.add_argument("source", type=Path, metavar="SRC", help="folder or file of weights")
+    command.add_argument("target", type=Path, metavar="DST", help="folder to write")
+    command.add_argument(
+        "--to", default="transformers", help="whose format: transformers or open_clip (default: %(default)s)"
+    )
+
+
+def _list(commands) -> None:
+    command = _command(
+        commands, "list", "list experiments with their sizes", "mmjax list\nmmjax list my_experiments/"
+    )  # fmt: skip
+    command.add_argument(
+        "folder", type=Path, nargs="?", default=Path("experiments"), metavar="FOLDER", help="(default: %(default)s)"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0 done, 1 a fault of ours or a plan that does not fit, 2 a mistake."""
+    asked = parser().parse_args(argv)
+    run = getattr(importlib.import_module("mmjax.commands"), asked.command)
+    try:
+        return run(asked)
+    except Exception as error:
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    """One sentence for a mistake, everything for a fault; ends the process at once where others wait for it."""
+    if _is_mistake(error) and not os.environ.get("MMJAX_DEBUG"):
+        print(f"mmjax: error: {_sentence(error)}", file=sys.stderr)
+        code = MISTAKE
+    else:
+        traceback.print_exception(error)
+        code = MISTAKE if _is_mistake(error) else 1
+    if "jax" in sys.modules:
+        from mmjax.parallel import distributed
+
+        distributed.leave(code)
+    return code
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+def _is_mistake(error: Exception) -> bool:
+    """Whether the user can mend it: a file or peer that is not there, or a ValueError that our own code raised."""
+    if isinstance(error, OSError):
+        return True
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    raised_in = frame.tb_frame.f_globals.get("__name__", "") if frame else ""
+    return isinstance(error, ValueError) and raised_in.split(".")[0] in ("mmjax", "experiments")

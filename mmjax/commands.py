@@ -1,0 +1,156 @@
+"""What each `mmjax` command does with what was typed (see cli.py). Heavy packages load inside the command that needs
+them."""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+RECORDS = Path("experiments/results.jsonl")
+
+
+def train(asked: argparse.Namespace) -> int:
+    from mmjax import weights
+    from mmjax.parallel import distributed
+    from mmjax.train import loop, run_folder
+
+    distributed.initialize(
+        asked.coordinator, asked.num_processes, asked.process_id, timeout=asked.start_timeout, heartbeat=asked.heartbeat
+    )
+    recipe = run_folder.Recipe(asked.file, asked.size, tuple(asked.overrides))
+    experiment, workdir = recipe.build(), asked.workdir or run_folder.default(recipe)
+    loop.train(
+        experiment, workdir, recipe=recipe, resume=asked.resume, load_hf=weights.load_hf,
+        record=RECORDS if asked.record else None, wandb=asked.wandb, verify=asked.verify,
+    )  # fmt: skip
+    distributed.barrier("end", timeout=3600)  # process 0 may still write the report
+    return 0
+
+
+def eval(asked: argparse.Namespace) -> int:
+    from mmjax.train import checkpoint, loop, run_folder, sources
+
+    experiment = run_folder.rebuild(asked.run)
+    evals = experiment.evals + experiment.final_evals
+    if not evals:
+        raise ValueError(f"the experiment of {asked.run} has no evals")
+    step = checkpoint.Checkpoints(asked.run / "checkpoints").find()
+    place = sources.placing(experiment.mesh.build(), experiment.rules)
+    variables = checkpoint.load_variables(asked.run, experiment.task.serve, place=place)  # "params" is what it serves
+    experiment = dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, serve="params"))
+    result = loop.evaluate(experiment, variables, evals, step)
+    print(f"step {step} of {asked.run}")
+    print("\n".join(f"  {name:<48} {value:.4g}" for name, value in result.metrics.items()))
+    return 0
+
+
+def sample(asked: argparse.Namespace) -> int:
+    images = tuple(_picture(path) for path in asked.image)
+    if asked.weights is not None:
+        return _sample_weights(asked.weights, images, tuple(asked.words))
+    if not asked.words:
+        raise ValueError("sample needs a run folder (or --weights FOLDER), then texts: mmjax sample RUN TEXT...")
+    return _sample_run(Path(asked.words[0]), images, tuple(asked.words[1:]))
+
+
+def _sample_run(run: Path, images: tuple, texts: tuple[str, ...]) -> int:
+    import jax
+
+    from mmjax.nn.outputs import Request
+    from mmjax.train import checkpoint, run_folder
+
+    experiment = run_folder.rebuild(run)
+    if experiment.sample is None:
+        raise ValueError(f"the experiment of {run} defines no `sample`, so it cannot be asked anything")
+    variables = checkpoint.load_variables(run, experiment.task.serve)
+    rng = jax.random.key(experiment.seed)
+    answer = experiment.sample(experiment.task.model, variables, Request(texts, images), experiment.data, rng)
+    print(answer.text)
+    _write_pictures(run / "samples", answer.pictures)
+    return 0
+
+
+def _sample_weights(folder: Path, images: tuple, texts: tuple[str, ...]) -> int:
+    """Zero-shot probabilities of the texts for each image, by a CLIP of another library."""
+    if not images or not texts:
+        raise ValueError("with --weights, give --image FILE and the texts to choose from")
+    import numpy as np
+
+    from mmjax import weights
+    from mmjax.evals import features, search
+    from mmjax.models import clip
+    from mmjax.ops import images as image_ops
+    from mmjax.text import clip_bpe
+
+    model, variables = weights.load_hf(folder)
+    if not isinstance(model, clip.CLIP):
+        raise ValueError(f"sample --weights compares images with texts and needs a CLIP, {folder} holds another model")
+    config, tokenizer = model.config, clip_bpe.load(folder)
+    pixels = [
+        image_ops.preprocess(one, config.vision.image_size, config.image_mean, config.image_std) for one in images
+    ]
+    image_embeds = features.encode_images(model, variables, np.stack(pixels))
+    text_embeds = features.encode_texts(model, variables, lambda x: tokenizer.rows(x, config.text.length), texts)
+    scale = float(np.exp(variables["params"]["logit_scale"]))
+    for row in search.probabilities(image_embeds @ text_embeds.T, scale):
+        print("\n".join(f"  {row[best]:6.1%}  {texts[best]}" for best in np.argsort(-row, kind="stable")))
+    return 0
+
+
+def plan(asked: argparse.Namespace) -> int:
+    from mmjax.parallel import plan as plans
+    from mmjax.train import overrides, step
+
+    experiment = overrides.load_experiment(asked.file, asked.size, asked.overrides)
+    machine = plans.topology(asked.topology)
+    mesh = experiment.mesh.build(machine.devices)
+    traced = step.build(experiment, mesh).trace()
+    print(f"compiling {asked.file} --size {asked.size} for {asked.topology}; large models take minutes", flush=True)
+    made = plans.make(traced, machine, mesh)
+    print(made)
+    return 0 if made.fits else 1
+
+
+def convert(asked: argparse.Namespace) -> int:
+    from mmjax import weights
+
+    weights.convert(asked.source, asked.target, to=asked.to)
+    print(f"wrote {asked.target}")
+    return 0
+
+
+def list(asked: argparse.Namespace) -> int:
+    import ast
+
+    from mmjax.train import overrides
+
+    files = sorted(asked.folder.glob("[!_]*.py")) if asked.folder.is_dir() else []
+    if not files:
+        raise FileNotFoundError(f"no experiments in {asked.folder}; give their folder: mmjax list FOLDER")
+    for file in files:
+        about = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "no docstring"
+        print(f"{file}  [{', '.join(overrides.sizes(file))}]\n    {about.splitlines()[0]}")
+    return 0
+
+
+def _picture(path: Path) -> Any:
+    """[H W 3] uint8 of an image file."""
+    import numpy as np
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} is not an image that Pillow can read") from error
+
+
+def _write_pictures(folder: Path, pictures: Mapping[str, Any]) -> None:
+    from PIL import Image
+
+    for stem, pixels in pictures.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{stem}.png"
+        Image.fromarray(pixels).save(path)
+        print(f"wrote {path}")
