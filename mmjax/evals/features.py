@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.ops import sharding
+from mmjax.report.page import CHANCE
 
-CHANCE = "_chance"  # ends the name of what a blind guess scores
 BATCH_SIZE = 256  # rows that are encoded at once
 
 

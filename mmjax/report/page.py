@@ -1,8 +1,9 @@
 """report.html: one self-contained page about a run, from the files of its folder.
 
-    config.json, metrics.jsonl, evals.jsonl, pictures/<step>/<title>.png  ->  report.html
+    config.json, metrics.jsonl, evals.jsonl, speed.jsonl, pictures/<step>/<title>.png  ->  report.html
 
-Headline: the split that was measured last, each number beside its chance ("twemoji/R@10" and "twemoji/R@10_chance").
+On top stand the first numbers of the split that was kept for the end, each beside its chance ("twemoji/R@10" and
+"twemoji/R@10_chance"), so an experiment lists first the eval that it is about.
 Everything that comes from a user (names, titles, settings) is escaped; nothing is loaded from outside.
 """
 
@@ -19,7 +20,7 @@ import numpy as np
 from mmjax.report import plots
 from mmjax.report.style import CSS
 
-CHANCE = "_chance"
+CHANCE = "_chance"  # ends the name of what a blind guess scores
 TILES, TRAIN_PANELS, EVAL_PANELS = 4, 2, 6  # what is shown at once; further panels unfold
 
 
@@ -36,6 +37,7 @@ class Run(NamedTuple):
     config: dict[str, Any]
     metrics: list[dict[str, float]]  # one for each logged training step
     evals: list[dict[str, float]]  # one for each evaluation
+    speed: list[dict[str, float]]  # what the clock said now and then
     pictures: list[Picture]  # the newest of each title
 
 
@@ -54,8 +56,8 @@ def read(workdir: str | Path) -> Run:
     for path in sorted(workdir.glob("pictures/*/*.png"), key=lambda path: (int(path.parent.name), path.name)):
         newest[path.stem] = Picture(path.stem, int(path.parent.name), path.read_bytes())
     config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-    metrics, evals = (read_lines(workdir / name) for name in ("metrics.jsonl", "evals.jsonl"))
-    return Run(workdir.resolve().name, config, metrics, evals, list(newest.values()))
+    lines = [read_lines(workdir / name) for name in ("metrics.jsonl", "evals.jsonl", "speed.jsonl")]
+    return Run(workdir.resolve().name, config, *lines, list(newest.values()))
 
 
 def write(workdir: str | Path) -> Path:
@@ -68,8 +70,7 @@ def write(workdir: str | Path) -> Path:
 
 def render(run: Run) -> str:
     latest = {key: (line["step"], line[key]) for line in run.evals for key in line if key != "step"}
-    measured = [key for key in latest if key + CHANCE in latest]
-    headline = split_of(measured[-1])[0] if measured else ""
+    headline = headline_split(run.evals)
     body = [heading(run), *tiles(latest, headline), *training(run), *evaluations(run)]
     if latest:
         body += ["<h2>All numbers</h2>", card(table(latest))]
@@ -86,10 +87,25 @@ def render(run: Run) -> str:
     )
 
 
+def headline_split(evals: list[dict[str, float]]) -> str:
+    """The first split that was measured at the end only; where there is none, the one measured last."""
+    measured = [[split_of(key)[0] for key in line if key + CHANCE in line] for line in evals[-1:]]
+    before = {split_of(key)[0] for line in evals[:-1] for key in line}
+    splits = measured[0] if measured else []
+    return next((split for split in splits if split not in before), splits[-1] if splits else "")
+
+
 def heading(run: Run) -> str:
-    steps = f"{number(max(line['step'] for line in run.metrics))} steps" if run.metrics else "no step logged yet"
-    about = run.config.get("about", "")
-    return f"<h1>{escape(run.name)}</h1><p class='lead'>{escape(about)}</p><p class='note'>{steps}</p>"
+    facts = [f"{number(run.metrics[-1]['step'])} steps" if run.metrics else "no step logged yet"]
+    if run.speed:
+        facts.append(f"{run.speed[-1]['seconds'] / 60:.1f} minutes")
+    if rates := [line["examples_per_second"] for line in run.speed if "examples_per_second" in line]:
+        facts.append(f"{np.median(rates):,.0f} examples a second")
+    facts += [str(run.config[key]) for key in ("devices",) if key in run.config]
+    return (
+        f"<h1>{escape(run.name)}</h1><p class='lead'>{escape(run.config.get('about') or '')}</p>"
+        f"<p class='note'>{escape(' · '.join(facts))}</p>"
+    )
 
 
 def number(value: float) -> str:

@@ -1,0 +1,107 @@
+"""Tables of README.md, made from experiments/results.jsonl: no number is typed by hand.
+
+    python -m mmjax.report.results README.md [--check]
+
+A table stands between two marks, and is replaced there (--check only compares, and exits with 1 where one is stale):
+
+    <!-- results:clip_emoji twemoji/R@10 twemoji/median_rank -->
+    <!-- /results -->
+
+The mark names an experiment, or one size of it as "clip_emoji-small", and the metrics to show; without metrics, all
+that have a chance. Of runs with the same size, overrides and seed the last recorded one counts. Each line holds
+`stem size overrides seed commit steps devices date seconds metrics judge`, as `mmjax train --record` writes it.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmjax.report.page import CHANCE, number
+
+RESULTS = Path("experiments/results.jsonl")
+TABLE = re.compile(
+    r"(?P<open><!-- results:(?P<name>[\w-]+)(?P<metrics>[^>]*?) -->\n).*?(?P<close><!-- /results -->)", re.S
+)
+MARK = re.compile(r"<!-- results:")
+
+
+def read(path: Path = RESULTS) -> list[dict[str, Any]]:
+    """The recorded runs, oldest first."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; `mmjax train FILE --record` writes it")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def runs_of(name: str, results: Sequence[dict]) -> list[dict]:
+    """The newest run of each size, overrides and seed, in the order in which they were first recorded."""
+    newest = {}
+    for line in results:
+        if name in (line["stem"], f"{line['stem']}-{line['size']}"):
+            newest[line["size"], tuple(line["overrides"]), line["seed"]] = line
+    if not newest:
+        known = sorted({f"{line['stem']}-{line['size']}" for line in results})
+        raise ValueError(f"no result is recorded for {name!r}; there are {', '.join(known) or 'none'}")
+    return list(newest.values())
+
+
+def table(name: str, metrics: Sequence[str], results: Sequence[dict]) -> str:
+    """A Markdown table, one row for each run, chance beside each number."""
+    runs = runs_of(name, results)
+    metrics = metrics or [key for key in runs[-1]["metrics"] if key + CHANCE in runs[-1]["metrics"]]
+    missing = [key for key in metrics if all(key not in run["metrics"] for run in runs)]
+    if missing:
+        raise ValueError(
+            f"results of {name!r} hold no {', '.join(missing)}; they hold {', '.join(runs[-1]['metrics'])}"
+        )
+    rows = [["run", *metrics, "steps", "minutes", "seed", "devices", "commit"]]
+    for run in runs:
+        what = " ".join([run["stem"], run["size"], *(f"`{one}`" for one in run["overrides"])])
+        minutes = f"{run['seconds'] / 60:.1f}"
+        numbers = [cell(run["metrics"], key) for key in metrics]
+        rows.append(
+            [what, *numbers, number(run["steps"]), minutes, str(run["seed"]), run["devices"], run["commit"] or "–"]
+        )
+    head, *body = ("| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows)
+    rule = "|" + "---|" * len(rows[0])
+    return "\n".join([head, rule, *body]) + "\n"
+
+
+def cell(metrics: dict[str, float], key: str) -> str:
+    if key not in metrics:
+        return "–"
+    chance = f" (chance {number(metrics[key + CHANCE])})" if key + CHANCE in metrics else ""
+    return f"**{number(metrics[key])}**{chance}"
+
+
+def render(text: str, results: Sequence[dict]) -> str:
+    """`text` with every table made anew."""
+    whole = len(TABLE.findall(text))
+    if whole != len(MARK.findall(text)):
+        raise ValueError(
+            "a mark <!-- results:NAME ... --> has no <!-- /results --> after it, or is not on its own line"
+        )
+    return TABLE.sub(lambda m: m["open"] + table(m["name"], m["metrics"].split(), results) + m["close"], text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m mmjax.report.results", description=__doc__.split("\n")[0])
+    parser.add_argument("file", type=Path, metavar="README.md")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="(default: %(default)s)")
+    parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if a table is stale")
+    arguments = parser.parse_args(argv)
+    before = arguments.file.read_text(encoding="utf-8")
+    after = render(before, read(arguments.results))
+    if arguments.check:
+        if stale := before != after:
+            print(f"{arguments.file} is stale; run: python -m mmjax.report.results {arguments.file}", file=sys.stderr)
+        return int(stale)
+    arguments.file.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

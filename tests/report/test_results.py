@@ -1,0 +1,85 @@
+"""Tables in Markdown are those of the recorded runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmjax.report import results
+
+ROOT = Path(__file__).parents[2]
+
+
+def record(**changes):
+    metrics = {"twemoji/R@10": 0.351, "twemoji/R@10_chance": 0.00643, "twemoji/images": 1555.0}
+    return {
+        "stem": "clip_emoji", "size": "small", "overrides": [], "seed": 0, "commit": "abc", "steps": 2500,
+        "devices": "2 x cpu", "date": "2026-11-25", "seconds": 330.0, "metrics": metrics, "judge": None, **changes,
+    }  # fmt: skip
+
+
+def test_a_table_is_put_between_its_marks_and_nothing_else_changes():
+    found = results.render("before\n<!-- results:clip_emoji -->\nold\n\n<!-- /results -->\nafter", [record()])
+    assert found == (
+        "before\n<!-- results:clip_emoji -->\n"
+        "| run | twemoji/R@10 | steps | minutes | seed | devices | commit |\n"
+        "|---|---|---|---|---|---|---|\n"
+        "| clip_emoji small | **0.351** (chance 0.00643) | 2,500 | 5.5 | 0 | 2 x cpu | abc |\n"
+        "<!-- /results -->\nafter"
+    )
+    assert results.render(found, [record()]) == found
+
+
+def test_the_mark_chooses_metrics_and_size():
+    runs = [record(), record(size="tiny", metrics={"loss": 1.0})]
+    table = results.table("clip_emoji-small", ["twemoji/images"], runs)
+    assert "**1,555**" in table
+    assert "tiny" not in table
+    assert "| – |" in results.table("clip_emoji", ["loss"], runs)
+
+
+def test_the_newest_of_equal_runs_counts():
+    metrics = [{"a": value, "a_chance": 0.1} for value in (0.25, 0.5)]
+    runs = [record(metrics=metrics[0]), record(seed=1, metrics=metrics[0]), record(metrics=metrics[1])]
+    rows = results.table("clip_emoji", [], runs).splitlines()[2:]
+    assert ["**0.500**" in row for row in rows] == [True, False]
+    assert len(results.runs_of("clip_emoji", [record(), record(overrides=["steps=1"])])) == 2
+
+
+def test_text_of_a_user_stays_in_its_cell():
+    assert "a\\|b" in results.table("clip_emoji", [], [record(overrides=["a|b"])])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- results:none -->\n<!-- /results -->", "no result is recorded for 'none'; there are clip_emoji-small"),
+        ("<!-- results:clip_emoji wrong -->\n<!-- /results -->", "hold no wrong; they hold twemoji/R@10"),
+        ("<!-- results:clip_emoji -->\n", "has no <!-- /results -->"),
+        ("<!-- results:clip_emoji -->\n<!-- results:clip_emoji -->\n<!-- /results -->", "has no <!-- /results -->"),
+    ],
+)
+def test_mistakes_are_told(text, message):
+    with pytest.raises(ValueError, match=message):
+        results.render(text, [record()])
+
+
+def test_the_command_writes_and_checks(tmp_path, capsys):
+    readme, file = tmp_path / "README.md", tmp_path / "results.jsonl"
+    readme.write_text("<!-- results:clip_emoji -->\n<!-- /results -->\n")
+    arguments = [str(readme), "--results", str(file)]
+    with pytest.raises(FileNotFoundError, match=r"results\.jsonl does not exist; `mmjax train FILE --record`"):
+        results.main(arguments)
+    file.write_text(json.dumps(record()) + "\n")
+    assert results.main([*arguments, "--check"]) == 1
+    assert "stale" in capsys.readouterr().err
+    assert "0.351" not in readme.read_text()
+    assert results.main(arguments) == 0
+    assert "0.351" in readme.read_text()
+    assert results.main([*arguments, "--check"]) == 0
+
+
+def test_the_readme_holds_the_recorded_numbers():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert results.MARK.search(text), "README.md shows no results"
+    assert results.render(text, results.read(ROOT / results.RESULTS)) == text
