@@ -128,6 +128,16 @@ def test_jitter_of_each_kind_does_what_it_says():
     np.testing.assert_allclose(matrix[0] @ colour + offset[0], colour - 0.1, atol=1e-6)
 
 
+def test_jitter_touches_the_cut_out_only_and_stays_within_bytes(cutouts):
+    brighter = augment.render(cutouts, still(6, offset=np.full((6, 3), 0.7), paints=np.full((6, 2, 3), 0.5)), 32)
+    darker = augment.render(cutouts, still(6, offset=np.full((6, 3), -1.0), paints=np.full((6, 2, 3), 0.5)), 32)
+    assert (brighter[:, 0] == 128).all()
+    assert (darker[:, 0] == 128).all()
+    assert (brighter[:, 16, 8:24] >= 178).all()  # 0.7 of 255 and more, without running over
+    assert brighter[:, 16, 23, 0].min() == 255
+    assert (darker[:, 16, 8:24] == 0).all()
+
+
 @pytest.mark.parametrize(
     ("kind", "colours"), [((1, 0, 0, 0), 1), ((0, 1, 0, 0), 1), ((0, 0, 1, 0), 8), ((0, 0, 0, 1), 64)]
 )
