@@ -59,8 +59,8 @@ def test_ids_equal_open_clip_on_1000_cleaned_captions(tokenizer, golden):
     assert differing(golden["cleaned"], bare.encode(golden["cleaned"]), golden["openai_ids"]) == []
 
 
+@pytest.mark.parity  # the cleaning needs ftfy
 def test_ids_equal_open_clip_on_1000_captions(golden):
-    pytest.importorskip("ftfy", reason="OpenAI's cleaning needs ftfy")
     openai = clip_bpe.load(MERGES, clean="openai")
     assert differing(golden["captions"], openai.encode(golden["captions"]), golden["openai_ids"]) == []
     rows = openai.rows(golden["captions"][-50:], 20)
