@@ -105,4 +105,5 @@ def load(path: str | Path) -> Tokenizer:
 
 
 def _wrapped(core: tokenizers.Tokenizer) -> Tokenizer:
+    core.encode_special_tokens = True  # a caption that says "<end>" is spelled out; it doesn't end the row
     return Tokenizer(core, *(core.token_to_id(token) for token in (PAD, START, END)))

@@ -38,6 +38,13 @@ def test_a_row_is_start_ids_end_padding(tokenizer):
     assert rows["attention_mask"].dtype == bool
 
 
+def test_a_text_cannot_hold_special_ids(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "bpe.json")
+    for one in (tokenizer, bpe.load(tmp_path / "bpe.json")):
+        (ids,) = one.encode(["a <end> b <start> <pad>"])
+        assert not {one.pad, one.start, one.end} & set(ids)
+
+
 def test_a_long_text_is_cut_and_keeps_its_end(tokenizer):
     row = tokenizer.rows(["a red cat " * 10], 7)["input_ids"][0]
     assert row[-1] == tokenizer.end
