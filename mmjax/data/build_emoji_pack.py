@@ -14,6 +14,7 @@ another set, Unicode or emoji-datasource gives the concept, or stands in the tab
 
 import argparse
 import collections
+import functools
 import gzip
 import io
 import json
@@ -23,6 +24,7 @@ import re
 import subprocess
 import tarfile
 import unicodedata
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -47,9 +49,7 @@ SUPERSAMPLE = 4  # SVGs are drawn this much larger and averaged down
 COLUMNS = 40
 LANGUAGES = ("de", "es", "fr", "ja", "zh")
 ASSETS = pathlib.Path(__file__).parent / "assets"
-# WebP settings per artist. Flat colours are smaller without loss; gradients need it to stay in the budget of the wheel.
-LOSSLESS = {"lossless": True, "method": 6, "exact": False}
-LOSSY = {"quality": 92, "method": 6, "alpha_quality": 100}
+WEBP = {"quality": 92, "method": 6, "alpha_quality": 100}  # without loss the pack would be 2.5 times larger
 
 
 def tarball(folder: pathlib.Path, package: str) -> pathlib.Path:
@@ -131,7 +131,7 @@ class Icons:
             f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
             f'viewBox="{left} {top} {width} {height}" width="{side}" height="{side}">{icon["body"]}</svg>'
         )
-        return fit(Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg)))))
+        return opened(bytes(resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True)))
 
 
 def fit(image: Image.Image) -> np.ndarray:
@@ -149,6 +149,10 @@ def fit(image: Image.Image) -> np.ndarray:
     mean = np.stack([np.asarray(channel.resize((SIZE, SIZE), Image.Resampling.BOX)) for channel in channels], -1)
     colour = np.divide(mean[..., :3], mean[..., 3:], out=np.zeros_like(mean[..., :3]), where=mean[..., 3:] > 0)
     return np.concatenate([colour, 255 * mean[..., 3:]], -1).round().clip(0, 255).astype(np.uint8)
+
+
+def opened(data: bytes) -> np.ndarray:
+    return fit(Image.open(io.BytesIO(data)))
 
 
 def collect_concepts(folder: pathlib.Path, codes_3d: set[str]) -> list[dict]:
@@ -200,22 +204,19 @@ def match_codes(names: Icons, drawings: Icons, concepts: list[dict]) -> list[str
     return [drawings.resolve(names.by_code.get(code_key(c["code"]))) for c in concepts]
 
 
-def draw_all(folder: pathlib.Path) -> tuple[list[dict], dict[str, list[np.ndarray | None]]]:
-    """Concepts and, per artist, a drawing uint8 [SIZE SIZE 4] or None for each."""
-    webp = {
-        code_key(pathlib.PurePath(n).stem): data
-        for n, data in read(folder, "@lobehub/fluent-emoji-3d", r"assets/.*\.webp").items()
-    }
+Drawer = Callable[[], np.ndarray]  # () -> uint8 [SIZE SIZE 4]
+
+
+def find_all(folder: pathlib.Path) -> tuple[list[dict], dict[str, list[Drawer | None]]]:
+    """The concepts and, per artist, what draws each of them, or None."""
+    three_d = read(folder, "@lobehub/fluent-emoji-3d", r"assets/.*\.webp")
+    webp = {code_key(pathlib.PurePath(name).stem): data for name, data in three_d.items()}
     concepts = collect_concepts(folder, set(webp))
     png = {v: read(folder, f"emoji-datasource-{v}", rf"img/{v}/64/.*\.png") for v in ("google", "twitter")}
-
-    def opened(data: bytes) -> np.ndarray:
-        return fit(Image.open(io.BytesIO(data)))
-
-    drawings = {
-        "noto": [opened(png["google"][f"img/google/64/{c['file']}"]) for c in concepts],
-        "fluent_3d": [opened(webp[code_key(c["code"])]) for c in concepts],
-        "twemoji": [opened(png["twitter"][f"img/twitter/64/{c['file']}"]) for c in concepts],
+    drawers = {
+        "noto": [functools.partial(opened, png["google"][f"img/google/64/{c['file']}"]) for c in concepts],
+        "fluent_3d": [functools.partial(opened, webp[code_key(c["code"])]) for c in concepts],
+        "twemoji": [functools.partial(opened, png["twitter"][f"img/twitter/64/{c['file']}"]) for c in concepts],
     }
     noto, twemoji, flat = Icons(folder, "noto"), Icons(folder, "twemoji"), Icons(folder, "fluent-emoji-flat")
     colour, old, one, fx = (Icons(folder, name) for name in ("fluent-emoji", "noto-v1", "emojione", "fxemoji"))
@@ -228,9 +229,8 @@ def draw_all(folder: pathlib.Path) -> tuple[list[dict], dict[str, list[np.ndarra
         "fxemoji": (fx, match_names(fx, concepts, coded, emoji_matches.FXEMOJI)),
     }
     for artist, (source, names) in icons.items():
-        drawings[artist] = [source.draw(name) if name else None for name in names]
-        print(f"{artist}: {sum(name is not None for name in names)} drawings", flush=True)
-    return concepts, drawings
+        drawers[artist] = [functools.partial(source.draw, name) if name else None for name in names]
+    return concepts, drawers
 
 
 def atlas(drawings: list[np.ndarray | None]) -> np.ndarray:
@@ -243,15 +243,12 @@ def atlas(drawings: list[np.ndarray | None]) -> np.ndarray:
     return cells.reshape(rows, COLUMNS, SIZE, SIZE, 4).swapaxes(1, 2).reshape(rows * SIZE, COLUMNS * SIZE, 4)
 
 
-def write(folder: pathlib.Path, concepts: list[dict], drawings: dict[str, list[np.ndarray | None]]) -> None:
-    for artist, cells in drawings.items():
-        settings = LOSSLESS if artist in emoji_matches.FLAT else LOSSY
-        Image.fromarray(atlas(cells), "RGBA").save(ASSETS / f"emoji_{artist}.webp", **settings)
-    fields = ("code", "name", "keywords", "group", "subgroup")
+def write_words(folder: pathlib.Path, concepts: list[dict], drawers: dict[str, list[Drawer | None]]) -> None:
+    """The index, a line per concept, and the names in other languages."""
     lines = []
     for i, concept in enumerate(concepts):
-        record = {field: concept[field] for field in fields}
-        record["artists"] = sorted(artist for artist, cells in drawings.items() if cells[i] is not None)
+        record = {field: concept[field] for field in ("code", "name", "keywords", "group", "subgroup")}
+        record["artists"] = sorted(artist for artist, drawer in drawers.items() if drawer[i])
         lines.append(json.dumps(record, ensure_ascii=False))
     (ASSETS / "emoji.json").write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
     names = {}
@@ -283,30 +280,35 @@ def labelled_sheet(rows: list[tuple[str, list[np.ndarray | None]]], columns: int
     return sheet
 
 
-def write_sheets(folder: pathlib.Path, concepts: list[dict], drawings: dict[str, list[np.ndarray | None]]) -> None:
-    """Per artist, each drawing under Noto's, for the eye; 200 a page."""
+def write_sheets(folder: pathlib.Path, artist: str, concepts: list[dict], pairs: list[list[np.ndarray | None]]) -> None:
+    """Each drawing under Noto's, for the eye; 200 a page."""
     folder.mkdir(parents=True, exist_ok=True)
-    for artist, cells in drawings.items():
-        rows = [
-            (c["name"], [reference, cell])
-            for c, reference, cell in zip(concepts, drawings["noto"], cells, strict=True)
-            if cell is not None
-        ]
-        for page in range(0, len(rows), 200):
-            labelled_sheet(rows[page : page + 200]).save(folder / f"{artist}_{page // 200}.png")
+    rows = [(c["name"], pair) for c, pair in zip(concepts, pairs, strict=True) if pair[1] is not None]
+    for page in range(0, len(rows), 200):
+        labelled_sheet(rows[page : page + 200]).save(folder / f"{artist}_{page // 200}.png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--downloads", type=pathlib.Path, required=True, help="folder of the npm tarballs")
     parser.add_argument("--contact-sheets", type=pathlib.Path, help="also write pictures of every artist here")
+    parser.add_argument("--artists", nargs="+", help="draw only these again; the index is always written")
     options = parser.parse_args()
-    concepts, drawings = draw_all(options.downloads)
-    write(options.downloads, concepts, drawings)
-    if options.contact_sheets:
-        write_sheets(options.contact_sheets, concepts, drawings)
+    concepts, drawers = find_all(options.downloads)
+    write_words(options.downloads, concepts, drawers)
+    reference = [draw() for draw in drawers["noto"]] if options.contact_sheets else []
+    for artist in options.artists or drawers:
+        drawings = [draw and draw() for draw in drawers[artist]]
+        encoded = io.BytesIO()
+        Image.fromarray(atlas(drawings)).save(encoded, "WEBP", **WEBP)
+        (ASSETS / f"emoji_{artist}.webp").write_bytes(encoded.getvalue())
+        if options.contact_sheets:
+            write_sheets(
+                options.contact_sheets, artist, concepts, [list(p) for p in zip(reference, drawings, strict=True)]
+            )
+        print(f"{artist}: {sum(drawing is not None for drawing in drawings)} drawings", flush=True)
     total = sum(path.stat().st_size for path in ASSETS.iterdir())
-    print(f"{len(concepts)} concepts, {len(drawings)} artists, {total / 1e6:.1f} MB in {ASSETS.name}/")
+    print(f"{len(concepts)} concepts, {len(drawers)} artists, {total / 1e6:.1f} MB in {ASSETS.name}/")
 
 
 if __name__ == "__main__":
