@@ -27,8 +27,8 @@ from mmjax.train.task import Task
 # Choices are made on validation drawings; the held-out artist and concepts are read once, at the end.
 CHOICE = (Retrieval("validation"), ZeroShot("validation"))
 HELD_OUT = (
-    Retrieval("twemoji"), Retrieval("concepts"), Retrieval("twemoji_concepts"),
-    ZeroShot("twemoji"), KNN("twemoji"), LinearProbe("twemoji"), EmbeddingMap("twemoji"),
+    ZeroShot("twemoji"), Retrieval("twemoji"), Retrieval("concepts"), Retrieval("twemoji_concepts"),
+    KNN("twemoji"), LinearProbe("twemoji"), EmbeddingMap("twemoji"),
 )  # fmt: skip
 
 
