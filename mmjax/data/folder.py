@@ -192,6 +192,8 @@ def field(path: Path, line: int, record: dict[str, Any], column: str) -> str:
     value = record[column]
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{path}, line {line}: column {column!r} should hold a text, got {value!r}")
+    if re.search("[\ud800-\udfff]", value):
+        raise ValueError(f"{path}, line {line}: column {column!r} holds half of a surrogate pair (\\uD800 to \\uDFFF)")
     return value.strip()
 
 

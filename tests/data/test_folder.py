@@ -22,7 +22,7 @@ def fresh():
 
 
 def write(path, rows, name="captions.jsonl", encoding="utf-8"):
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    lines = [json.dumps(row, ensure_ascii="\\ud8" in json.dumps(row)) for row in rows]
     (path / name).write_text("\n".join(lines) + "\n", encoding=encoding)
 
 
@@ -165,6 +165,7 @@ def test_missing_captions_name_what_is_there(data, pictures):
         ({"image": "files/0.png", "texts": "x"}, "did you mean 'texts'"),
         ({"image": "files/0.png", "text": " "}, "line 3: column 'text' should hold a text, got ' '"),
         ({"image": "files/0.png", "text": ["a", "b"]}, "should hold a text, got"),
+        ({"image": "files/0.png", "text": "half \ud83d"}, "line 3: column 'text' holds half of a surrogate pair"),
         (["files/0.png", "x"], "line 3: expected an object"),
     ],
 )
