@@ -18,6 +18,7 @@ MODEL = clip.CLIP
 FORMAT = "transformers' CLIPModel"
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 HIGHEST_ID = 2  # transformers reads this eos_token_id, wrong in old files, as "the highest id of the row"
+START = 49406  # of a text, in OpenAI's vocabulary
 QKV = ("query", "key", "value")
 
 
@@ -135,6 +136,8 @@ def to_config(model: clip.CLIP) -> dict:
             "model_type": "clip_text_model",
             "vocab_size": c.text.vocab_size,
             "max_position_embeddings": c.text.length,
+            # Unused by the model; transformers warns where its default lies outside of the vocabulary.
+            "bos_token_id": START if c.text.vocab_size > START else None,
             "eos_token_id": HIGHEST_ID if c.text.eos_id is None else c.text.eos_id,
             "projection_dim": c.embed_dim,
             **_tower_fields(c.text),

@@ -1,0 +1,26 @@
+"""python -m mmjax.benchmarks NAME: numbers for README tables; never run by tests for their timing."""
+
+import importlib
+import sys
+
+BENCHMARKS = {  # name -> module and what it measures
+    "clip": ("clip", "CLIP's train step against the same model in PyTorch, and the pipeline's share of it"),
+    "contrastive": ("contrastive_memory", "memory of the contrastive losses on a 256-chip pod"),
+}
+
+
+def main(argv: list[str]) -> int:
+    if not argv or argv[0] not in BENCHMARKS:
+        print("usage: python -m mmjax.benchmarks NAME [options]\n", *usage(), sep="\n")
+        return 0 if argv in (["-h"], ["--help"]) else 2
+    sys.argv = [f"python -m mmjax.benchmarks {argv[0]}", *argv[1:]]
+    importlib.import_module(f"mmjax.benchmarks.{BENCHMARKS[argv[0]][0]}").main()
+    return 0
+
+
+def usage() -> list[str]:
+    return [f"  {name:12} {summary}" for name, (_, summary) in BENCHMARKS.items()]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,54 @@
+"""The benchmarks run and count right. What they measure is not tested."""
+
+import argparse
+import subprocess
+import sys
+
+import pytest
+
+from mmjax.benchmarks import __main__ as benchmarks
+from mmjax.benchmarks import clip, paired
+
+
+def test_turns_are_a_b_b_a_and_the_ratio_is_of_pairs(monkeypatch):
+    clock, order = [0.0], []
+
+    def program(name, takes):
+        def run():
+            order.append(name)
+            clock[0] += takes * (1 + clock[0] / 1000)  # the machine slows down
+
+        return run
+
+    monkeypatch.setattr(paired.time, "perf_counter", lambda: clock[0])
+    result = paired.measure(program("a", 1.0), program("b", 3.0), pairs=4)
+    assert "".join(order) == "abbaabba"
+    median, low, high = result.ratio()
+    assert low <= median <= high
+    assert median == pytest.approx(3.0, abs=0.02)
+
+
+def test_pairs_must_be_even():
+    with pytest.raises(ValueError, match="pairs must be even and at least 2, as A B B A holds two of them, got 3"):
+        paired.measure(lambda: None, lambda: None, pairs=3)
+
+
+def test_without_pytorch_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    clip._compare(None, [], argparse.Namespace())
+    assert "pip install mmjax[parity]" in capsys.readouterr().out
+
+
+def test_an_unknown_name_lists_the_known(capsys):
+    assert benchmarks.main(["clap"]) == 2
+    out = capsys.readouterr().out
+    assert all(name in out for name in benchmarks.BENCHMARKS)
+
+
+@pytest.mark.parity
+def test_both_sides_compute_the_same_loss_and_are_timed():
+    pytest.importorskip("torch")
+    command = [sys.executable, "-m", "mmjax.benchmarks", "clip", "--size=tiny", "--pairs=2", "--no-compile"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "PyTorch eager, without" in out  # printed only where the losses were equal
+    assert "pipeline alone" in out
