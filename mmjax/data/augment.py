@@ -114,6 +114,7 @@ def backgrounds(config: Augment, batch_size: int, rng: np.random.Generator) -> t
     blocks = rng.random((batch_size, BLOCKS, BLOCKS), dtype=np.float32)
     direction = 2 * np.pi * rng.random((batch_size, 1, 1), dtype=np.float32)
     along = np.linspace(-0.5, 0.5, BLOCKS, dtype=np.float32)
+    # In [0, 1] in every direction: |cos + sin| <= sqrt(2).
     gradient = 0.5 + 0.7 * (np.cos(direction) * along + np.sin(direction) * along[:, None])  # [B K K]
     kind = kind[:, None, None]
     return paints, np.where(kind == 2, gradient, np.where(kind == 3, blocks, 0.0)).astype(np.float32)
@@ -195,6 +196,5 @@ def background(draws: Draw, size: int) -> np.ndarray:
     """The coarse blend, stretched to size x size by repetition: [B 3 P]."""
     cell = np.arange(size) * draws.mix.shape[1] // size
     mix = draws.mix[:, cell][:, :, cell].reshape(len(draws.mix), 1, -1)  # [B 1 P]
-    mix = np.clip(mix, 0, 1)
     first, second = draws.paints[:, 0, :, None], draws.paints[:, 1, :, None]
     return first + mix * (second - first)
