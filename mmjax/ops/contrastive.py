@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec
 
 from mmjax.ops import sharding
 
-TILE = 2**22  # logits that `gather` makes at a time: 16 MB
+TILE = 2**21  # logits that `gather` makes at a time: 8 MB
 RING_FROM = 2**18  # global batch from which a copy of all rows (0.6 GB at E = 1,152 in bfloat16) costs too much
 
 
@@ -118,7 +118,9 @@ def _clip_measure(images, texts, to_logits, sweep):
         highest, total, correct, positives = sweep(step, (zero - jnp.inf, zero, zero, zero), others)
         return rows._replace(total=highest + jnp.log(total), positives=positives), correct / positives
 
-    (images, by_image), (texts, by_text) = totals(images, texts), totals(texts, images)
+    texts, by_text = totals(texts, images)
+    texts, images = jax.lax.optimization_barrier((texts, images))  # see _backward
+    images, by_image = totals(images, texts)
     return (images.total - by_image + texts.total - by_text).sum() / 2, images, texts
 
 
@@ -214,6 +216,8 @@ def _backward(kind, implementation, residuals, cotangent):
             return _SWEEPS[implementation](step, start, others, names)
 
         by_images, by_scale, by_bias = pull(images, texts)
+        # One after the other, or `gather` would hold copies of all images and of all texts at the same time.
+        by_images, images, texts = jax.lax.optimization_barrier((by_images, images, texts))
         by_texts, _, _ = pull(texts, images)
         return by_images * scale, by_texts * scale, jax.lax.psum((by_scale.sum(), by_bias.sum()), names)
 
