@@ -3,7 +3,7 @@
     pack().drawings("noto") [N 64 64 4], pack().concepts[n].name        N concepts, in Unicode's order
     EmojiData() -> batches: one drawing and one caption per concept and epoch, on a random background
 
-Splits are made by hashing, so they never move. With hash(text) = the first 32 bits of SHA-256, as a fraction of 2**32: a
+Splits are made by hashing, so they never move. With hash(text) = first 32 bits of SHA-256, as a fraction of 2**32: a
 concept is held out if hash("concept/" + code) < 0.1, a drawing is for validation if hash(artist + "/" + code) < 0.1.
 With T = the seven training artists:
 
@@ -156,7 +156,12 @@ def resize(cutouts: np.ndarray, size: int) -> np.ndarray:
     side = cutouts.shape[1]
     if side % size:
         raise ValueError(f"drawings of side {side} shrink only to a divisor of {side}, got size={size}")
-    block = side // size
+    parts = np.array_split(cutouts, len(cutouts) // 128 + 1)  # float copies of 7,600 drawings would take gigabytes
+    return np.concatenate([_block_means(part, side // size) for part in parts])
+
+
+def _block_means(cutouts: np.ndarray, block: int) -> np.ndarray:
+    size = cutouts.shape[1] // block
     blocks = cutouts.reshape(-1, size, block, size, block, 4).astype(np.float32)
     alpha = blocks[..., 3:]
     total = alpha.sum((2, 4))  # [N size size 1]
