@@ -4,6 +4,7 @@ Parsing only; the commands themselves are in `commands.py`, imported when one ru
 """
 
 import argparse
+import dis
 import importlib
 import os
 import sys
@@ -181,9 +182,20 @@ def _list(commands) -> None:
     )
 
 
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """In `sample RUN --image FILE TEXT`, argparse takes only RUN as words: texts after an option come back as extra."""
+    root = parser()
+    asked, extra = root.parse_known_args(argv)
+    if asked.command == "sample" and not any(word.startswith("-") for word in extra):
+        asked.words += extra
+    elif extra:
+        root.error(f"unrecognized arguments: {' '.join(extra)}")
+    return asked
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0 done, 1 a fault of ours or a plan that does not fit, 2 a mistake."""
-    asked = parser().parse_args(argv)
+    asked = parse(argv)
     run = getattr(importlib.import_module("mmjax.commands"), asked.command)
     try:
         return run(asked)
@@ -213,11 +225,15 @@ def _sentence(error: Exception) -> str:
 
 
 def _is_mistake(error: Exception) -> bool:
-    """Whether the user can mend it: a file or peer that is not there, or a ValueError that our own code raised."""
+    """Whether the user can mend it: a file or a peer is missing, or our own code says `raise ValueError`.
+
+    A ValueError that NumPy, JAX or a builtin raised is a fault of ours, and its traceback is wanted.
+    """
     if isinstance(error, OSError):
         return True
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    raised_in = frame.tb_frame.f_globals.get("__name__", "") if frame else ""
-    return isinstance(error, ValueError) and raised_in.split(".")[0] in ("mmjax", "experiments")
+    at = error.__traceback__
+    while at.tb_next is not None:
+        at = at.tb_next
+    code, package = at.tb_frame.f_code, at.tb_frame.f_globals.get("__name__", "").split(".")[0]
+    said = code.co_code[at.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return isinstance(error, ValueError) and said and package in ("mmjax", "experiments")

@@ -133,7 +133,8 @@ def _describe(name: str, layout: str, **options: Any) -> Sequence[Any]:
 def make(traced: jax.stages.Traced, machine: Topology, mesh: Mesh) -> Plan:
     """Compiles `traced` for the devices its arguments' shardings name. Too little memory is a verdict, not an error."""
     started = time.perf_counter()
-    lowered = traced.lower()
+    with jax.set_mesh(mesh):
+        lowered = traced.lower()
     lowered_at = time.perf_counter()
     known = {
         "topology": machine,
@@ -152,12 +153,12 @@ def make(traced: jax.stages.Traced, machine: Topology, mesh: Mesh) -> Plan:
     stats = compiled.memory_analysis()
     memory = Memory(stats.argument_size_in_bytes, stats.temp_size_in_bytes, stats.peak_memory_in_bytes)
     text = compiled.as_text()
-    used, limit = memory.peak / GIB, machine.memory / GIB
     fits = memory.peak <= machine.memory
+    verdict = "is within" if fits else "is more than"
     return Plan(
         **known,
         fits=fits,
-        reason=f"the peak of {used:.2f} GiB is {'within' if fits else 'more than'} the {limit:.2f} GiB of a device",
+        reason=f"a peak of {_size(memory.peak)} {verdict} the {_size(machine.memory)} of a device",
         memory=memory,
         collectives={name: len(re.findall(rf" {name}(?:-start)?\(", text)) for name in COLLECTIVES},
         whole=_whole(lowered.args_info, compiled.input_shardings),
@@ -177,11 +178,17 @@ def _whole(arguments: Any, shardings: Any) -> tuple[Whole, ...]:
     """The arguments of a MiB or more that no axis of the mesh splits, largest first."""
     leaves = jax.tree_util.tree_leaves_with_path(arguments)
     found = []
-    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
+    # An argument that the step never reads has no place.
+    places = jax.tree.leaves(shardings, is_leaf=lambda place: place is None)
+    for (path, leaf), sharding in zip(leaves, places, strict=True):
         size = math.prod(leaf.shape) * leaf.dtype.itemsize
-        if size >= 2**20 and sharding.shard_shape(leaf.shape) == leaf.shape:
+        if size >= 2**20 and sharding is not None and sharding.shard_shape(leaf.shape) == leaf.shape:
             found.append(Whole(jax.tree_util.keystr(path, simple=True, separator="/").removeprefix("0/"), size))
     return tuple(sorted(found, key=lambda one: -one.bytes))
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"
 
 
 def render(plan: Plan, rows: int = 6) -> str:
@@ -192,15 +199,15 @@ def render(plan: Plan, rows: int = 6) -> str:
     table = Table("", "per device", title=f"{plan.topology.name}: {len(plan.topology.devices)} devices", min_width=72)
     table.add_row("mesh", " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device")
     if plan.memory.peak:
-        table.add_row("arguments", f"{plan.memory.arguments / GIB:.2f} GiB")
-        table.add_row("temporaries", f"{plan.memory.temporaries / GIB:.2f} GiB")
-        table.add_row("peak", f"{plan.memory.peak / GIB:.2f} of {plan.topology.memory / GIB:.2f} GiB")
+        table.add_row("arguments", _size(plan.memory.arguments))
+        table.add_row("temporaries", _size(plan.memory.temporaries))
+        table.add_row("peak", f"{_size(plan.memory.peak)} of {_size(plan.topology.memory)}")
         counts = [f"{name} {count}" for name, count in plan.collectives.items() if count]
         table.add_row("collectives in the program", ", ".join(counts) or "none")
     table.add_row("matrix FLOPs a step", f"{plan.flops:.3g}")
     table.add_row("lowering, compilation", f"{plan.lower_seconds:.1f} s, {plan.compile_seconds:.1f} s")
     for one in plan.whole[:rows]:
-        table.add_row(f"whole on each device: {one.name}", f"{one.bytes / 2**20:.1f} MiB")
+        table.add_row(f"whole on each device: {one.name}", _size(one.bytes))
     table.add_section()
     table.add_row("fits" if plan.fits else "DOES NOT FIT", plan.reason)
     text = io.StringIO()

@@ -11,6 +11,7 @@ import concurrent.futures
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,7 +38,9 @@ class Checkpoints:
     """The steps saved in a folder. Every process of a run calls the same methods in the same order."""
 
     def __init__(self, folder: Any, keep: int = 2):
-        self.folder, self.keep = epath.Path(folder), keep
+        # Orbax takes absolute paths only.
+        self.folder = epath.Path(folder if "://" in str(folder) else os.path.abspath(folder))
+        self.keep = keep
         self.newest: int | None = None  # the last step known to be whole
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="mmjax-save")
         self._saving: concurrent.futures.Future | None = None

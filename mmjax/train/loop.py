@@ -63,14 +63,16 @@ def train(
     """
     workdir, primary = Path(workdir), jax.process_index() == 0
     if primary:
-        run_folder.begin(workdir, experiment, recipe, resume)
-    distributed.barrier("run folder")
+        run_folder.in_use(workdir, recipe, resume)
     speed.keep_freed_memory()
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
     start = checkpoints.find(verify) if resume else None
     size = recipe.size if recipe else "small"
     load = lambda place: sources.load(experiment.init_from, size, runs=runs, load_hf=load_hf, place=place)  # noqa: E731
     runner, state = _start(experiment, mesh or experiment.mesh.build(), checkpoints, start, load)
+    if primary:  # not before: a mistake that shows only now must not leave a folder that blocks the next try
+        run_folder.begin(workdir, experiment, recipe, resume)
+    distributed.barrier("run folder")
     config = run_folder.describe(experiment, recipe)
     with Writers(workdir, start or 0, experiment.steps, config, primary=primary, wandb=wandb) as writers:
         run = _Run(runner, workdir, checkpoints, writers)

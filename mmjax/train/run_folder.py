@@ -70,13 +70,20 @@ def rebuild(folder: str | Path) -> Experiment:
     return recipe(folder).build()
 
 
+def in_use(folder: Path, recipe: Recipe | None, resume: bool) -> bool:
+    """Whether a folder holds a run; an error unless it is to be resumed and was started from the same recipe."""
+    if not (folder / CONFIG).exists() and not (folder / "checkpoints").exists():
+        return False
+    if not resume:
+        raise FileExistsError(f"{folder} holds a run already: pass --resume to go on, or another --workdir")
+    if recipe is not None:
+        _check_same(folder, recipe)
+    return True
+
+
 def begin(folder: Path, experiment: Experiment, recipe: Recipe | None, resume: bool) -> None:
-    """Makes a run's folder, or checks that a run can go on in it. By process 0."""
-    if (folder / CONFIG).exists() or (folder / "checkpoints").exists():
-        if not resume:
-            raise FileExistsError(f"{folder} holds a run already: pass --resume to go on, or another --workdir")
-        if recipe is not None:
-            _check_same(folder, recipe)
+    """Makes a run's folder, if it is not one that is resumed. By process 0."""
+    if in_use(folder, recipe, resume):
         return
     folder.mkdir(parents=True, exist_ok=True)
     if recipe is not None:

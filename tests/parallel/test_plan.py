@@ -15,7 +15,7 @@ tpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="nee
 cuda = pytest.mark.skipif(importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs the [cuda] extra")
 
 
-def step(state, x):
+def step(state, x, unread):
     """A scanned stack, its gradient, and one update: the shape of a training step."""
 
     def loss(layers):
@@ -31,7 +31,7 @@ def traced(mesh, width=WIDTH, rows=ROWS):
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
 
     state = {"layers": spec((LAYERS, width, width), None, "fsdp"), "table": spec((1024, 512))}
-    return jax.jit(step, donate_argnums=0).trace(state, spec((rows, width), ("data", "fsdp")))
+    return jax.jit(step, donate_argnums=0).trace(state, spec((rows, width), ("data", "fsdp")), spec((1024, 1024)))
 
 
 def test_flops_count_every_pass_of_a_loop():
