@@ -115,6 +115,28 @@ def test_same_picture_or_same_caption_is_the_same_label():
     assert len(set(labels.tolist())) == 4
 
 
+def test_a_picture_may_have_several_captions(data, pictures):
+    rows = rows_of(pictures)
+    write(pictures, [*rows[5:], *({**row, "text": f"{row['text']} again"} for row in rows)])
+    pairs = data.pairs("train")
+    assert len(pairs.captions) > 60
+    for image, caption in zip(pairs.images, pairs.captions, strict=True):
+        np.testing.assert_array_equal(image, np.broadcast_to(COLOURS[caption.split()[1]], image.shape))
+    by_number = dict(zip(pairs.captions, pairs.labels, strict=True))
+    both = [caption for caption in pairs.captions if f"{caption} again" in by_number]
+    assert len(both) > 25
+    assert all(by_number[caption] == by_number[f"{caption} again"] for caption in both)
+    still = dataclasses.replace(data.augmentation, brightness=0, contrast=0, saturation=0, hue=0)
+    batch = dataclasses.replace(data, augmentation=still).batches(30, seed=0)[0]
+    for image, ids in zip(batch["images"], batch["input_ids"], strict=True):
+        colour = COLOURS[data.vocabulary().decode(ids).split()[1]]
+        np.testing.assert_array_equal(image, np.broadcast_to(colour, image.shape))
+    (pictures / "files" / "9.png").write_bytes(b"")
+    folder.read_folder.cache_clear()
+    with pytest.raises(ValueError, match=r"9\.png \(captions\.jsonl, line 5\)"):  # the first of its two lines
+        data.pairs("train")
+
+
 def test_phone_photographs_stand_upright_and_transparency_is_white(tmp_path):
     picture = Image.new("RGB", (40, 20), "blue")
     picture.paste("red", (0, 0, 20, 20))  # red left, blue right; turned: red on top
