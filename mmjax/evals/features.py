@@ -28,8 +28,7 @@ def _apply(model: Any, variables: dict, inputs: dict, method: str) -> jax.Array:
 
 def _encode(model: Any, variables: dict, inputs: dict, method: str) -> np.ndarray:  # {name: [N ...]} -> [N E] float32
     count = len(next(iter(inputs.values())))
-    shards = sharding.shards(*sharding.BATCH)
-    size = -(-min(count, BATCH_SIZE) // shards) * shards
+    size = min(count, BATCH_SIZE)
     rows = np.arange(-(-count // size) * size) % count  # the last batch is filled up from the start: one compile
     batches = ({name: x[rows[i : i + size]] for name, x in inputs.items()} for i in range(0, len(rows), size))
     return np.concatenate([np.asarray(_apply(model, variables, batch, method)) for batch in batches])[:count]
