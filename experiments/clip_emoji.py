@@ -16,8 +16,7 @@ from mmjax.evals.probe import LinearProbe
 from mmjax.evals.retrieval import Retrieval
 from mmjax.evals.search import Search
 from mmjax.evals.zero_shot import ZeroShot
-from mmjax.models import clip, vit
-from mmjax.nn.mlp import quick_gelu
+from mmjax.models import clip
 from mmjax.nn.stack import Compute
 from mmjax.parallel.mesh import MeshShape
 from mmjax.train.experiment import Experiment
@@ -39,10 +38,8 @@ def tiny_model() -> clip.CLIP:
 
 
 def small_model() -> clip.CLIP:
-    """1.3 M parameters. Convolutions make 16 tokens of 32 x 32 pixels: what a run this short learns most from."""
-    vision = vit.ViTConfig(32, 8, 128, 3, 4, 256, quick_gelu, 1e-5, stem=(32, 64))
-    text = clip.TextConfig(tokenizer().vocab_size, length=16, width=128, depth=2, num_heads=4, hidden=512)
-    return clip.CLIP(clip.CLIPConfig(vision, text, embed_dim=128, compute=Compute(unroll=True)))
+    config = clip.small(tokenizer().vocab_size, length=16)
+    return clip.CLIP(dataclasses.replace(config, compute=Compute(unroll=True)))
 
 
 def paper_model() -> clip.CLIP:
