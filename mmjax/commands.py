@@ -102,8 +102,8 @@ def plan(asked: argparse.Namespace) -> int:
     from mmjax.parallel import plan as plans
     from mmjax.train import overrides, step
 
+    machine = plans.topology(asked.topology)  # first: it keeps JAX from looking for accelerators here
     experiment = overrides.load_experiment(asked.file, asked.size, asked.overrides)
-    machine = plans.topology(asked.topology)
     mesh = experiment.mesh.build(machine.devices)
     traced = step.build(experiment, mesh).trace()
     print(f"compiling {asked.file} --size {asked.size} for {asked.topology}; large models take minutes", flush=True)

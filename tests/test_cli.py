@@ -314,7 +314,7 @@ def test_texts_after_an_option_are_texts_and_unknown_options_are_not(capsys):
 
 
 def test_the_module_runs_as_a_process(place):
-    out, err = command("list", cwd=place).communicate(timeout=60)
+    out, err = command("list", cwd=place).communicate(timeout=120)
     assert "toy_points.py" in out, err
 
 
@@ -352,7 +352,7 @@ def free_port() -> int:
 def test_an_unreachable_coordinator_ends_with_one_sentence(place):
     asked = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", 2, "--process-id", 1, "--start-timeout", 2)
     process = command("train", "experiments/toy_points.py", "--size", "tiny", *asked, cwd=place)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == cli.MISTAKE
     assert "mmjax: error: process 1 on" in error
     assert "cannot reach the coordinator 127.0.0.1:" in error
@@ -362,7 +362,7 @@ def test_an_unreachable_coordinator_ends_with_one_sentence(place):
 def test_a_late_process_is_named_by_process_0(place):
     asked = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", 2, "--process-id", 0, "--start-timeout", 2)
     process = command("train", "experiments/toy_points.py", "--size", "tiny", *asked, cwd=place)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == cli.MISTAKE
     assert "mmjax: error: after 2 s still missing: process 1; present: process 0 on" in error
 
@@ -382,7 +382,7 @@ def pair(place, workdir, *arguments):
 @pytest.mark.multiprocess
 def test_two_processes_train_what_one_trains(place, run):
     both = pair(place, "both")
-    ends = [process.communicate(timeout=60) for process in both]
+    ends = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], ends
     alone, together = (lines(folder / "metrics.jsonl") for folder in (run, place / "both"))
     assert [line["step"] for line in together] == [1, 2, 3, 4]
