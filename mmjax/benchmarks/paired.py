@@ -8,25 +8,32 @@ import numpy as np
 
 
 class Paired(NamedTuple):
-    first: np.ndarray  # [pairs] seconds of a turn
-    second: np.ndarray  # [pairs]
+    """[pairs] seconds of the turns: on the clock, and of all cores together."""
 
-    def ratio(self) -> tuple[float, float, float]:
-        """How many times faster the first is: median of the pairs' ratios, and their quartiles."""
-        low, median, high = np.percentile(self.second / self.first, [25, 50, 75])
-        return float(median), float(low), float(high)
+    first: np.ndarray
+    second: np.ndarray
+    first_cpu: np.ndarray
+    second_cpu: np.ndarray
+
+
+def times_faster(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
+    """Of the first: the median of the pairs' ratios, and their quartiles."""
+    low, median, high = np.percentile(second / first, [25, 50, 75])
+    return float(median), float(low), float(high)
 
 
 def measure(first: Callable[[], None], second: Callable[[], None], pairs: int) -> Paired:
     """Turns in the order A B B A: a drift of the machine's speed favours neither. Both must be warm."""
     if pairs < 2 or pairs % 2:
         raise ValueError(f"pairs must be even and at least 2, as A B B A holds two of them, got {pairs}")
-    turns = [(seconds(first), seconds(second), seconds(second), seconds(first)) for _ in range(pairs // 2)]
-    a, b, c, d = np.array(turns).T
-    return Paired(np.concatenate([a, d]), np.concatenate([b, c]))
+    turns = [[seconds(program) for program in (first, second, second, first)] for _ in range(pairs // 2)]
+    a, b, c, d = np.array(turns).swapaxes(0, 1)  # each [pairs/2 2]: clock and cores
+    (first_clock, first_cpu), (second_clock, second_cpu) = np.concatenate([a, d]).T, np.concatenate([b, c]).T
+    return Paired(first_clock, second_clock, first_cpu, second_cpu)
 
 
-def seconds(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
+def seconds(run: Callable[[], None]) -> tuple[float, float]:
+    """On the clock, and of all this process's threads together: the second is hardly moved by others on the machine."""
+    clock, cores = time.perf_counter(), time.process_time()
     run()
-    return time.perf_counter() - start
+    return time.perf_counter() - clock, time.process_time() - cores

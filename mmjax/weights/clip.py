@@ -225,13 +225,9 @@ def resize(model: clip.CLIP, variables: dict, image_size: int, *, antialias: boo
     first, grid = jnp.split(jnp.asarray(params["vision"]["pos_embed"], jnp.float32), [1])
     old, new = model.config.vision.image_size // config.patch_size, image_size // config.patch_size
     grid = rearrange(grid, "(h w) d -> h w d", h=old)
-    # PyTorch's kernel has a = -0.75 without antialias, and the usual -0.5 with it.
-    grid = jax.image.resize(
-        grid, (new, new, grid.shape[-1]), "cubic" if antialias else "cubic-pytorch", antialias=antialias
-    )
-    positions = jnp.concatenate([first, rearrange(grid, "h w d -> (h w) d")]).astype(
-        params["vision"]["pos_embed"].dtype
-    )
-    vision = {**params["vision"], "pos_embed": np.asarray(positions)}
+    # As PyTorch: the kernel's a is -0.75 without antialias, and the usual -0.5 with it.
+    grid = jax.image.resize(grid, (new, new, grid.shape[-1]), "cubic-pytorch", antialias=antialias)
+    positions = np.asarray(jnp.concatenate([first, rearrange(grid, "h w d -> (h w) d")]))
+    vision = {**params["vision"], "pos_embed": positions.astype(params["vision"]["pos_embed"].dtype)}
     model = clip.CLIP(dataclasses.replace(model.config, vision=config))
     return model, {**variables, "params": {**params, "vision": vision}}

@@ -4,6 +4,7 @@ import argparse
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from mmjax.benchmarks import __main__ as benchmarks
@@ -21,11 +22,14 @@ def test_turns_are_a_b_b_a_and_the_ratio_is_of_pairs(monkeypatch):
         return run
 
     monkeypatch.setattr(paired.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(paired.time, "process_time", lambda: clock[0] * 2)  # two cores
     result = paired.measure(program("a", 1.0), program("b", 3.0), pairs=4)
     assert "".join(order) == "abbaabba"
-    median, low, high = result.ratio()
+    median, low, high = paired.times_faster(result.first, result.second)
     assert low <= median <= high
     assert median == pytest.approx(3.0, abs=0.02)
+    np.testing.assert_allclose(result.second_cpu, 2 * result.second)
+    np.testing.assert_allclose(result.first_cpu, 2 * result.first)
 
 
 def test_pairs_must_be_even():
