@@ -26,10 +26,10 @@ def test_the_share_is_that_of_the_covariances_largest_values():
     assert embedding_map.principal_plane(x)[1] == pytest.approx(values[-2:].sum() / values.sum())
 
 
-def test_mirrored_axes_give_the_same_map():
-    x = RNG.exponential(size=(30, 4)) * [4, 3, 1, 1]  # skewed, so an axis has a heavier side
-    one, other = (embedding_map.principal_plane(x * sign)[0] for sign in ([1, 1, 1, 1], [1, 1, -1, 1]))
-    np.testing.assert_allclose(one, other, atol=1e-9)
+def test_the_heavier_tail_points_right_and_up_however_the_axes_come():
+    x = RNG.exponential(size=(30, 4)) * [4, 3, 1, 1]
+    for mirrored in (x, -x, x * [1, -1, 1, 1]):
+        assert ((embedding_map.principal_plane(mirrored)[0] ** 3).sum(axis=0) > 0).all()
 
 
 def test_eval_gives_a_picture_and_the_share():
