@@ -23,7 +23,7 @@ def whole(task: Task, trained: dict, variables: Variables, batch: Batch, rng: ja
     """The batch at once."""
 
     def loss(trained: dict) -> tuple[jax.Array, Aux]:
-        return task.loss(task.model, with_params(variables, trained), batch, rng, step)
+        return checked(*task.loss(task.model, with_params(variables, trained), batch, rng, step))
 
     (value, aux), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
     return value, aux, gradients
@@ -42,7 +42,7 @@ def cached(parts: int) -> Gradients:
             return embed(task.model, with_params(variables, trained), part, jax.random.fold_in(rng, number), step)
 
         def loss(trained: dict, embeddings: Any) -> tuple[jax.Array, Aux]:
-            return loss_of_embeddings(task.model, with_params(variables, trained), embeddings, batch, step)
+            return checked(*loss_of_embeddings(task.model, with_params(variables, trained), embeddings, batch, step))
 
         embeddings = join(jax.lax.map(lambda one: embed_part(trained, *one), (micro, numbers)))
         (value, aux), (direct, at_embeddings) = jax.value_and_grad(loss, (0, 1), has_aux=True)(trained, embeddings)
@@ -97,6 +97,18 @@ def choose(task: Task, parts: int) -> Gradients:
     if parts == 1:
         return whole
     return cached(parts) if task.cached else weighted(parts)
+
+
+def checked(value: jax.Array, aux: Aux) -> tuple[jax.Array, Aux]:
+    """What a loss returned, if it is what a loss returns."""
+    if jnp.shape(value) != ():
+        raise ValueError(f"task.loss must return one number over the global batch, got shape {list(value.shape)}")
+    for name, metric in aux.metrics.items():
+        if jnp.shape(metric) != ():
+            raise ValueError(f"the metric {name!r} must be one number, got shape {list(jnp.shape(metric))}")
+    if "params" in aux.collections:
+        raise ValueError("Aux.collections must not hold 'params': those belong to the optimizer and Task.after_update")
+    return value, aux
 
 
 def with_params(variables: Variables, trained: dict) -> Variables:

@@ -1,6 +1,5 @@
 """One update of an experiment as one jitted, donated function; `train` runs it and `plan` compiles the same object."""
 
-import math
 from typing import Any
 
 import jax
@@ -10,7 +9,6 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmjax.data import pipeline
-from mmjax.nn.outputs import Aux
 from mmjax.parallel.mesh import batch_sharding
 from mmjax.train import accumulate, state, trees
 from mmjax.train.experiment import Experiment
@@ -76,7 +74,7 @@ class Step:
     def run(self, now: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One update. `now` is used up."""
         if self._key is None:
-            self._key = key(self.experiment.seed, "step")
+            self._key = jax.jit(lambda: key(self.experiment.seed, "step"), out_shardings=self.replicated)()
         with jax.set_mesh(self.mesh):
             return self.update(now, batch, self._key)
 
@@ -84,8 +82,9 @@ class Step:
         """The update for a batch of these global shapes (those of the data where None), without devices."""
         spec = pipeline.spec(self.experiment.data, self.experiment.batch_size) if batch_spec is None else batch_spec
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.batch_sharding), spec)
+        seed_key = jax.ShapeDtypeStruct((), jax.eval_shape(lambda: key(0, "step")).dtype, sharding=self.replicated)
         with jax.set_mesh(self.mesh):
-            return self.update.trace(self.abstract, batch, jax.eval_shape(lambda: key(0, "step")))
+            return self.update.trace(self.abstract, batch, seed_key)
 
     def lower(self, batch_spec: dict[str, jax.ShapeDtypeStruct] | None = None) -> jax.stages.Lowered:
         """`trace`, lowered for the mesh's devices."""
@@ -97,13 +96,13 @@ class Step:
         trained = trees.select(variables["params"], task.trainable)
         rng = jax.random.fold_in(seed_key, step)
         value, aux, gradients = self._gradients(task, trained, variables, batch, rng, step)
-        _check_loss(value, aux, variables)
+        _check_same("Aux.collections", {**variables, **aux.collections}, variables)
         optimizer = self.experiment.optimizer.build(self.experiment.steps, trained)
         changes, opt_state = optimizer.update(gradients, now.opt_state, trained)
         moved = accumulate.with_params({**variables, **aux.collections}, optax.apply_updates(trained, changes))
         after = task.after_update(moved, step)
         _check_same("task.after_update", after, variables)
-        metrics = {"loss": value, **aux.metrics, "grad_norm": optax.global_norm(gradients)}
+        metrics = {"loss": value, **aux.metrics, "grad_norm": optax.tree.norm(gradients)}
         metrics |= {name: rate(step) for name, rate in self._rates.items()}
         return strong(TrainState(step + 1, after, opt_state)), {
             name: jnp.asarray(one, jnp.float32) for name, one in metrics.items()
@@ -140,17 +139,6 @@ def served(serve: str, variables: Variables) -> Variables:
     if serve not in variables:
         raise ValueError(f"task.serve={serve!r} names no collection; the run has {', '.join(variables)}")
     return {**{name: one for name, one in variables.items() if name != serve}, "params": variables[serve]}
-
-
-def _check_loss(value: jax.Array, aux: Aux, variables: Variables) -> None:
-    if value.shape != ():
-        raise ValueError(f"task.loss must return one number over the global batch, got shape {list(value.shape)}")
-    for name, metric in aux.metrics.items():
-        if math.prod(jnp.shape(metric)) != 1 or jnp.ndim(metric):
-            raise ValueError(f"the metric {name!r} must be one number, got shape {list(jnp.shape(metric))}")
-    if "params" in aux.collections:
-        raise ValueError("Aux.collections must not hold 'params': those belong to the optimizer and Task.after_update")
-    _check_same("Aux.collections", {**variables, **aux.collections}, variables)
 
 
 def _check_same(who: str, new: Variables, old: Variables) -> None:
