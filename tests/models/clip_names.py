@@ -1,4 +1,4 @@
-"""The weights of the CLIP goldens as our tree, name by name. Shares no code with mmjax.weights."""
+"""The weights of the CLIP goldens as our tree, name by name (shares no code with mmjax.weights), and how to compare."""
 
 import re
 
@@ -89,3 +89,24 @@ def from_open_clip(flat: dict) -> dict:
         "text_projection": {"kernel": flat["text_projection"]},
         "logit_scale": flat["logit_scale"],
     }
+
+
+def close(name: str, ours, theirs, *, relative: float) -> None:
+    """Compares by the largest value of the array, and says how far it is and where (pytest -s)."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape, name
+    error, largest = np.abs(ours - theirs), np.abs(theirs).max()
+    where = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
+    print(f"{name}: max abs error {error.max():.1e} of {largest:.1e} at {where}")
+    # 1e-6: gradients of key biases are rounding around 0, since softmax does not see them.
+    assert error.max() <= relative * largest + 1e-6, name
+
+
+def close_trees(ours, theirs, *, relative: float) -> None:
+    """As `close`, leaf by leaf of two trees of the same names."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    jax.tree_util.tree_map_with_path(
+        lambda path, a, b: close(jax.tree_util.keystr(path, simple=True, separator="/"), a, b, relative=relative),
+        ours,
+        theirs,
+    )
