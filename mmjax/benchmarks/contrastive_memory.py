@@ -1,34 +1,29 @@
 """Memory of the contrastive losses on 256 TPU chips that are not there.
 
-Compiles value and gradient ahead of time for a v5e:16x16 pod (needs the [plan] extra) and prints what XLA says a chip
-holds at its peak, arguments included. This is memory, not speed: nothing runs.
+Compiles value and gradient ahead of time (needs the [plan] extra) and prints what XLA says a chip holds at its peak,
+arguments included. This is memory, not speed: nothing runs.
 
     python -m mmjax.benchmarks contrastive
 """
 
 import functools
-import os
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmjax.ops import contrastive, sharding
+from mmjax.parallel import plan
 
+TOPOLOGY = "v5e:16x16"
 BATCH, WIDTH = 32_768, 1_152  # the batch of CLIP and SigLIP, the width of SigLIP so400m
 
 
-def pod(topology: str = "v5e:16x16") -> Mesh:
-    """All chips of the topology along the data axis, from libtpu's description of it."""
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing here holds a TPU
-    devices = topologies.get_topology_desc(topology, platform="tpu").devices
-    return Mesh(np.asarray(devices), (sharding.DATA,), axis_types=(AxisType.Auto,))
+def pod() -> Mesh:
+    """All chips along the data axis."""
+    return Mesh(np.asarray(plan.topology(TOPOLOGY).devices), (sharding.DATA,), axis_types=(AxisType.Auto,))
 
 
 def peak_megabytes(mesh: Mesh, loss: Callable, implementation: str, dtype: jnp.dtype, arguments: int) -> float:
@@ -44,7 +39,7 @@ def peak_megabytes(mesh: Mesh, loss: Callable, implementation: str, dtype: jnp.d
 
 def main() -> None:
     mesh = pod()
-    print(f"peak MB per chip, {mesh.size} chips, N = {BATCH}, E = {WIDTH}, value and gradient")
+    print(f"peak MB per chip, {TOPOLOGY}, N = {BATCH}, E = {WIDTH}, value and gradient")
     print(f"{'loss':12} {'dtype':10} {'reference':>10} {'gather':>10} {'ring':>10}")
     for loss, arguments in ((contrastive.clip_loss, 3), (contrastive.siglip_loss, 4)):
         for dtype in (jnp.bfloat16, jnp.float32):

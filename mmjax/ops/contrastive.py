@@ -119,7 +119,8 @@ def _clip_measure(images, texts, to_logits, sweep):
         return rows._replace(total=highest + jnp.log(total), positives=positives), correct / positives
 
     texts, by_text = totals(texts, images)
-    texts, images = jax.lax.optimization_barrier((texts, images))  # see _backward
+    # One sweep after the other, here and below, or `gather` would hold copies of all images and all texts at once.
+    texts, images = jax.lax.optimization_barrier((texts, images))
     images, by_image = totals(images, texts)
     return (images.total - by_image + texts.total - by_text).sum() / 2, images, texts
 
@@ -193,7 +194,7 @@ def _forward(kind, implementation, images, texts, scale, bias, labels):
         sweep = lambda step, carry, side: _SWEEPS[implementation](step, carry, side, names)  # noqa: E731
         to_logits = lambda x, y: scale * _dot(x, y) + bias  # noqa: E731
         total, images, texts = kind.measure(_Side(images, labels), _Side(texts, labels), to_logits, sweep)
-        return jax.lax.psum(total, names), images, texts
+        return jax.lax.optimization_barrier((jax.lax.psum(total, names), images, texts))  # see _clip_measure
 
     placed = (rows, rows, PartitionSpec(), PartitionSpec(), rows)
     total, *sides = _on_each(local, placed, (PartitionSpec(), rows, rows))(images, texts, scale, bias, labels)
@@ -216,7 +217,6 @@ def _backward(kind, implementation, residuals, cotangent):
             return _SWEEPS[implementation](step, start, others, names)
 
         by_images, by_scale, by_bias = pull(images, texts)
-        # One after the other, or `gather` would hold copies of all images and of all texts at the same time.
         by_images, images, texts = jax.lax.optimization_barrier((by_images, images, texts))
         by_texts, _, _ = pull(texts, images)
         return by_images * scale, by_texts * scale, jax.lax.psum((by_scale.sum(), by_bias.sum()), names)
