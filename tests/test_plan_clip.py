@@ -33,7 +33,7 @@ def test_clip_l14_at_batch_32768_fits_a_pod(pod):
 
     assert len(machine.devices) == 256
     assert made.fits, made.reason
-    assert 0 < made.memory.arguments < made.memory.peak < 15.75 * 2**30
+    assert 0 < made.memory.arguments < made.memory.peak <= made.memory.needed < 15.75 * 2**30
     # Parameters are gathered layer by layer, embeddings for the contrast; gradients are summed.
     assert made.collectives["all-gather"] > 0
     assert made.collectives["all-reduce"] + made.collectives["reduce-scatter"] > 0

@@ -61,9 +61,14 @@ class Topology:
 class Memory:
     """Bytes on each device; 0 where the compiler gave up before it knew."""
 
-    arguments: int = 0  # the state and the batch; donated ones are reused for the results
-    temporaries: int = 0  # activations, gathered parameters, gradients
-    peak: int = 0  # the most that is alive at one time
+    arguments: int = 0  # the state and the batch
+    results: int = 0  # beyond what is written over donated arguments
+    temporaries: int = 0  # activations, gathered parameters, gradients; one block, gaps included
+    peak: int = 0  # the most that is alive at one time, gaps left out
+
+    @property
+    def needed(self) -> int:
+        return max(self.peak, self.arguments + self.results + self.temporaries)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,14 +156,15 @@ def make(traced: jax.stages.Traced, machine: Topology, mesh: Mesh) -> Plan:
         return Plan(**known, fits=False, reason=_shortage(str(error)), memory=Memory(), collectives={}, whole=())
     known["compile_seconds"] = time.perf_counter() - lowered_at
     stats = compiled.memory_analysis()
-    memory = Memory(stats.argument_size_in_bytes, stats.temp_size_in_bytes, stats.peak_memory_in_bytes)
+    results = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    memory = Memory(stats.argument_size_in_bytes, results, stats.temp_size_in_bytes, stats.peak_memory_in_bytes)
     text = compiled.as_text()
-    fits = memory.peak <= machine.memory
+    fits = memory.needed <= machine.memory
     verdict = "is within" if fits else "is more than"
     return Plan(
         **known,
         fits=fits,
-        reason=f"a peak of {_size(memory.peak)} {verdict} the {_size(machine.memory)} of a device",
+        reason=f"{_size(memory.needed)} {verdict} the {_size(machine.memory)} of a device",
         memory=memory,
         collectives={name: len(re.findall(rf" {name}(?:-start)?\(", text)) for name in COLLECTIVES},
         whole=_whole(lowered.args_info, compiled.input_shardings),
@@ -198,10 +204,11 @@ def render(plan: Plan, rows: int = 6) -> str:
 
     table = Table("", "per device", title=f"{plan.topology.name}: {len(plan.topology.devices)} devices", min_width=72)
     table.add_row("mesh", " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device")
-    if plan.memory.peak:
+    if plan.memory.needed:
         table.add_row("arguments", _size(plan.memory.arguments))
-        table.add_row("temporaries", _size(plan.memory.temporaries))
-        table.add_row("peak", f"{_size(plan.memory.peak)} of {_size(plan.topology.memory)}")
+        table.add_row(
+            "temporaries", f"{_size(plan.memory.temporaries)}; alive at once, with arguments: {_size(plan.memory.peak)}"
+        )
         counts = [f"{name} {count}" for name, count in plan.collectives.items() if count]
         table.add_row("collectives in the program", ", ".join(counts) or "none")
     table.add_row("matrix FLOPs a step", f"{plan.flops:.3g}")
