@@ -87,17 +87,23 @@ def test_no_weights_at_all(tmp_path):
 FULL_DISK = """
 import resource, sys, pathlib, numpy as np
 from mmjax.weights import files
+path = pathlib.Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-try:
-    files.write(pathlib.Path(sys.argv[1]), {"a": np.zeros(1000)})
-except OSError as error:
-    print("refused", error)
+for write, name, content in [
+    (files.write, path.name, {"a": np.zeros(1000)}), (files.write_json, "config.json", {"a": 1000 * "long"})
+]:
+    try:
+        write(path.with_name(name), content)
+    except OSError as error:
+        print("refused", error)
 """
 
 
 def test_a_full_disk_keeps_what_was_there(path):
     before = path.read_bytes()
     done = subprocess.run([sys.executable, "-c", FULL_DISK, path], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"refused cannot write {path}")
+    tensors, config = done.stdout.splitlines()
+    assert tensors.startswith(f"refused cannot write {path}")
+    assert config.startswith("refused")
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # no half file stays
