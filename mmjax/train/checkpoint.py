@@ -8,10 +8,12 @@ good one; both kinds of bad step are passed over with a warning. Folders may be 
 """
 
 import concurrent.futures
+import errno
 import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,6 +30,10 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 THREADS = 8  # that read files while verifying; hashing leaves Python's lock
 CHUNK = 1 << 22  # bytes
+FULL = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]  # as Orbax's ValueErrors quote them
+
+# Orbax logs, with a traceback, each error that it also raises.
+logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run() raised" not in record.getMessage())
 
 
 class SaveError(OSError):
@@ -55,11 +61,20 @@ class Checkpoints:
             "progress": {"step": step, "seed": seed},
         }
         try:
+            self._check_room(sum(x.nbytes for x in jax.tree.leaves(state)))
             # What lies at this step already is unfinished or damaged, or the run would have gone on from it.
             written = ocp.save_checkpointables_async(self.folder / str(step), content, overwrite=True)
         except Exception as error:
             raise self._failed(step, error) from error
         self._saving = self._thread.submit(self._finish, step, written)
+
+    def _check_room(self, needed: int) -> None:
+        """Before anything is written: a disk that is full half-way costs what it had room for."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if os.path.isdir(str(self.folder)):  # buckets have no end
+            free = shutil.disk_usage(self.folder).free
+            if free < needed:
+                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({needed:,} bytes needed, {free:,} free)")
 
     def _finish(self, step: int, written: Any) -> None:
         try:
@@ -74,12 +89,21 @@ class Checkpoints:
                 (self.folder / str(old) / MANIFEST).unlink()  # first, so that no half-deleted step looks whole
                 (self.folder / str(old)).rmtree()
 
-    def _failed(self, step: int, error: Exception) -> SaveError:
+    def _failed(self, step: int, error: Exception) -> Exception:
+        """A SaveError, if the file system is to blame."""
+        reasons = [one for one in FULL if any(one in text for text in _causes(error))]
+        if not isinstance(error, OSError) and not reasons:
+            return error
         left = f"the checkpoint of step {self.newest} is intact" if self.newest is not None else "none was saved before"
-        reason = next((one for one in _causes(error) if "No space left" in one), str(error).split("\n")[0])
-        return SaveError(
-            f"cannot save step {step} to {self.folder}: {reason[:300]}; {left}: make room and use --resume"
-        )
+        reason = error if isinstance(error, OSError) else reasons[0]
+        return SaveError(f"cannot save step {step} to {self.folder}: {reason}; {left}. Make room, then --resume")
+
+    def clean(self) -> None:
+        """Removes what interrupted saves have left; not while anything is being saved."""
+        if self.folder.exists():
+            for path in self.folder.iterdir():
+                if not path.name.isdigit():
+                    path.rmtree()
 
     def wait(self) -> None:
         """Returns when nothing is being written; raises what went wrong."""
@@ -133,7 +157,7 @@ class Checkpoints:
         found = ocp.load_checkpointables(folder, wanted)
         if found["progress"] != {"step": step, "seed": seed}:
             raise ValueError(f"checkpoint {folder} is of {found['progress']}, expected step {step} and seed {seed}")
-        opt_state = jax.tree.unflatten(jax.tree.structure(like.opt_state), list(found["optimizer"].values()))
+        opt_state = jax.tree.unflatten(jax.tree.structure(like.opt_state), [found["optimizer"][path] for path in slots])
         number = jax.device_put(np.int32(step), like.step.sharding)
         return TrainState(number, found["variables"], opt_state)
 

@@ -62,10 +62,10 @@ def train(
     with the final numbers. verify: compare checkpoints with their checksums. mesh: instead of experiment.mesh.
     """
     workdir, primary = Path(workdir), jax.process_index() == 0
-    if primary:
-        run_folder.in_use(workdir, recipe, resume)
-    speed.keep_freed_memory()
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+    if primary and run_folder.in_use(workdir, recipe, resume):
+        checkpoints.clean()
+    speed.keep_freed_memory()
     start = checkpoints.find(verify) if resume else None
     size = recipe.size if recipe else "small"
     load = lambda place: sources.load(experiment.init_from, size, runs=runs, load_hf=load_hf, place=place)  # noqa: E731
