@@ -189,7 +189,8 @@ def _whole(arguments: Any, shardings: Any) -> tuple[Whole, ...]:
     for (path, leaf), sharding in zip(leaves, places, strict=True):
         size = math.prod(leaf.shape) * leaf.dtype.itemsize
         if size >= 2**20 and sharding is not None and sharding.shard_shape(leaf.shape) == leaf.shape:
-            found.append(Whole(jax.tree_util.keystr(path, simple=True, separator="/").removeprefix("0/"), size))
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            found.append(Whole(re.sub(r"^0/\d+/", "", name), size))  # without the argument's position
     return tuple(sorted(found, key=lambda one: -one.bytes))
 
 
@@ -213,8 +214,8 @@ def render(plan: Plan, rows: int = 6) -> str:
         table.add_row("collectives in the program", ", ".join(counts) or "none")
     table.add_row("matrix FLOPs a step", f"{plan.flops:.3g}")
     table.add_row("lowering, compilation", f"{plan.lower_seconds:.1f} s, {plan.compile_seconds:.1f} s")
-    for one in plan.whole[:rows]:
-        table.add_row(f"whole on each device: {one.name}", _size(one.bytes))
+    for index, one in enumerate(plan.whole[:rows]):
+        table.add_row("" if index else "largest that are whole", f"{_size(one.bytes)}  {one.name}")
     table.add_section()
     table.add_row("fits" if plan.fits else "DOES NOT FIT", plan.reason)
     text = io.StringIO()
