@@ -28,6 +28,8 @@ def _apply(model: Any, variables: dict, inputs: dict, method: str) -> jax.Array:
 
 def _encode(model: Any, variables: dict, inputs: dict, method: str) -> np.ndarray:  # {name: [N ...]} -> [N E] float32
     count = len(next(iter(inputs.values())))
+    if not count:
+        raise ValueError(f"there is nothing to {method.replace('_', ' ')}: the split or the list is empty")
     size = min(count, BATCH_SIZE)
     rows = np.arange(-(-count // size) * size) % count  # the last batch is filled up from the start: one compile
     batches = ({name: x[rows[i : i + size]] for name, x in inputs.items()} for i in range(0, len(rows), size))

@@ -28,6 +28,11 @@ def test_encoding_a_split_that_is_no_multiple_of_the_batch_compiles_once(monkeyp
     assert features._apply._cache_size() == compiled + 1
 
 
+def test_an_empty_split_is_refused():
+    with pytest.raises(ValueError, match="nothing to encode image: the split or the list is empty"):
+        features.encode_images(toys.Lookup(), toys.variables(IMAGE, TEXT), np.zeros((0, 1, 1, 3), np.uint8))
+
+
 def test_a_name_is_the_mean_of_its_sentences():
     data = toys.Data(("cat", "dog"), {}, vocabulary=("a cat", "a dog", "big cat", "big dog"))
     found = features.encode_names(
