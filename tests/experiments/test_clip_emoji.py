@@ -1,0 +1,51 @@
+"""The experiments build at each size, and CLIP on the emoji pack reaches what the README says."""
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from mmjax.train import loop, overrides, run_folder
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+FILES = sorted(EXPERIMENTS.glob("*.py"))
+BARS = {  # the held-out artist over all 1,555 names; chance is 0.006, 778 and 0.011
+    "twemoji/R@10": lambda value: value >= 0.28,
+    "twemoji/median_rank": lambda value: value <= 33,
+    "twemoji/subgroup_accuracy": lambda value: value >= 0.18,
+}
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "paper"])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_experiment_builds_at_every_size(path, size):
+    assert len(FILES) >= 3
+    experiment = overrides.load_experiment(path, size)
+    assert experiment.steps * experiment.batch_size > 0
+    assert experiment.sample is not None
+
+
+def test_the_held_out_artist_is_read_only_at_the_end():
+    experiment = overrides.load_experiment(EXPERIMENTS / "clip_emoji.py", "small")
+    assert {one.split for one in experiment.evals} == {"validation"}
+    assert "twemoji" in {one.split for one in experiment.final_evals}
+
+
+def test_recorded_runs_pass_the_bars():
+    lines = [json.loads(line) for line in (EXPERIMENTS / "results.jsonl").read_text().splitlines()]
+    runs = [line for line in lines if (line["stem"], line["size"]) == ("clip_emoji", "small") and not line["overrides"]]
+    assert runs
+    for run in runs:
+        missed = {name: run["metrics"][name] for name, good in BARS.items() if not good(run["metrics"][name])}
+        assert not missed, f"the run of {run['date']} misses {missed}"
+
+
+@pytest.mark.train
+def test_clip_names_the_drawings_of_an_artist_it_never_saw(tmp_path):
+    recipe = run_folder.Recipe(EXPERIMENTS / "clip_emoji.py", "small")
+    mesh = recipe.build().mesh.build(jax.devices()[:1])
+    outcome = loop.train(recipe.build(), tmp_path / "run", recipe=recipe, mesh=mesh)
+    missed = {name: outcome.metrics[name] for name, good in BARS.items() if not good(outcome.metrics[name])}
+    assert not missed, f"{missed}, trained in {outcome.state.step} steps"
+    assert (tmp_path / "run" / "report.html").stat().st_size > 100_000
