@@ -26,6 +26,7 @@ from flax import struct
 from mmjax.models import vit
 from mmjax.nn.attention import Attention
 from mmjax.nn.blocks import PreNormBlock
+from mmjax.nn.embeddings import Embed
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import MLP, quick_gelu
 from mmjax.nn.norms import LayerNorm
@@ -187,7 +188,7 @@ class TextTower(nn.Module):
         length = input_ids.shape[1]
         if length > c.length:
             raise ValueError(f"input_ids must hold at most {c.length} tokens a row, got {length}")
-        x = nn.Embed(c.vocab_size, c.width, dtype=dtype, embedding_init=normal(0.02), name="embed")(input_ids)
+        x = Embed(c.vocab_size, c.width, dtype, normal(0.02), name="embed")(input_ids)
         x = x + self.param("pos_embed", normal(0.01), (c.length, c.width))[:length].astype(dtype)
 
         mask = masks.Causal() if attention_mask is None else masks.Causal() & masks.Padding(attention_mask)
