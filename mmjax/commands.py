@@ -30,6 +30,7 @@ def train(asked: argparse.Namespace) -> int:
 
 def eval(asked: argparse.Namespace) -> int:
     from mmjax.train import checkpoint, loop, run_folder, sources
+    from mmjax.train.logging import as_lines
 
     experiment = run_folder.rebuild(asked.run)
     evals = experiment.evals + experiment.final_evals
@@ -40,8 +41,7 @@ def eval(asked: argparse.Namespace) -> int:
     variables = checkpoint.load_variables(asked.run, experiment.task.serve, place=place)  # "params" is what it serves
     experiment = dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, serve="params"))
     result = loop.evaluate(experiment, variables, evals, step)
-    print(f"step {step} of {asked.run}")
-    print("\n".join(f"  {name:<48} {value:.4g}" for name, value in result.metrics.items()))
+    print(f"step {step} of {asked.run}\n{as_lines(result.metrics)}")
     return 0
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 METRICS, EVALS, SPEED = "metrics.jsonl", "evals.jsonl", "speed.jsonl"
+CHANCE = "_chance"  # ends the name of what a blind guess scores, as the evals write it
 
 
 def read_lines(path: Path, last_step: int | None = None) -> list[dict]:
@@ -24,6 +25,15 @@ def read_lines(path: Path, last_step: int | None = None) -> list[dict]:
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     parsed = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
     return [line for line in parsed if last_step is None or line["step"] <= last_step]
+
+
+def as_lines(numbers: Mapping[str, float]) -> str:
+    """One line for each number, what a blind guess scores ("..._chance") beside it."""
+    names = [name for name in numbers if not (name.endswith(CHANCE) and name.removesuffix(CHANCE) in numbers)]
+    width = max(map(len, names), default=0)
+    chances = {name: numbers.get(name + CHANCE) for name in names}
+    beside = {name: "" if chance is None else f"   (chance {chance:.3g})" for name, chance in chances.items()}
+    return "\n".join(f"  {name:<{width}}  {numbers[name]:.4g}{beside[name]}" for name in names)
 
 
 class JSONL:

@@ -25,7 +25,7 @@ from mmjax.parallel import distributed, flops
 from mmjax.parallel.mesh import local_rows
 from mmjax.train import checkpoint, run_folder, sources, speed, step
 from mmjax.train.experiment import Experiment
-from mmjax.train.logging import EVALS, METRICS, SPEED, Writers, seconds_as_text
+from mmjax.train.logging import EVALS, METRICS, SPEED, Writers, as_lines, seconds_as_text
 from mmjax.train.state import TrainState
 from mmjax.train.task import Batch, Variables
 
@@ -78,7 +78,7 @@ def train(
         run = _Run(runner, workdir, checkpoints, writers)
         state, stopped = run.until_done(state, start or 0)
     if primary:
-        report.write(workdir)
+        print(f"report: {report.write(workdir)}", flush=True)
         if record is not None and not stopped:
             write_record(record, config, run.meter.seconds, run.numbers)
     return Outcome(state, run.numbers, stopped)
@@ -208,7 +208,7 @@ class _Run:
             self.numbers = dict(result.metrics)
             self.writers.write(EVALS, number, self.numbers)
             self.writers.pictures(number, result.pictures)
-            self.writers.say(f"step {number}: " + "  ".join(f"{name} {x:.4g}" for name, x in self.numbers.items()))
+            self.writers.say(f"step {number:,}\n{as_lines(self.numbers)}")
         self.meter.skip()
 
     def _check_finite(self, number: int, numbers: Mapping[str, float]) -> None:
