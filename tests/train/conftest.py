@@ -1,11 +1,21 @@
 """What the trainer's tests share."""
 
 import json
+import os
 from pathlib import Path
 
+import jax
 import pytest
 
 from mmjax import report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_once(tmp_path_factory):
+    """A run that is stopped and goes on compiles the same step again; here it finds it on the disk."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.fixture(autouse=True)
