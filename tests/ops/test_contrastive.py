@@ -91,6 +91,17 @@ def test_eight_devices_give_the_loss_and_gradients_of_the_global_batch(kind, imp
         np.testing.assert_allclose(gradient, GOLDEN[f"24/{kind}/{name}"], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+def test_a_scale_of_100_does_not_overflow():
+    images, texts, _ = golden_inputs("clip", 24)
+    texts = jnp.where(jnp.arange(24)[:, None] < 12, images, -images)  # logits from -100 to 100, by shard
+    wanted, slopes = oracle("clip", images, texts, 100.0, 0.0, np.arange(24))
+    with jax.set_mesh(mesh_of(MESHES["data"])):
+        value, gradients = value_and_grad("clip", [images, texts, jnp.float32(100)], implementation="ring")
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    for gradient, slope in zip(gradients, slopes, strict=True):
+        np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-4)  # logits of 100 have steps of 8e-6
+
+
 @pytest.mark.parametrize("kind", LOSSES)
 def test_the_mean_of_local_losses_is_another_number(kind):
     images, texts, *scalars = golden_inputs(kind, 24)

@@ -30,10 +30,9 @@ class Tiled(splash_attention_mask.Mask):
 
     def __getitem__(self, tile: tuple[slice, slice]) -> np.ndarray:
         rows, columns = (np.arange(size)[part] for size, part in zip(self.shape, tile, strict=True))
-        # Padding rows copy the last one, and rows before the first key see that key: none may be empty, the kernel
-        # would divide by zero. What it computes for them is cut off or zeroed by the caller.
-        queries = np.clip(rows, 0, self.lengths[0] - 1) + self.lengths[1] - self.lengths[0]
-        allowed = self.mask.allowed(np.maximum(queries, 0)[:, None], columns[None])
+        # Queries before the first key see that key, since a row without tiles divides by zero; the caller zeroes them.
+        queries = np.maximum(rows + self.lengths[1] - self.lengths[0], 0)
+        allowed = self.mask.allowed(queries[:, None], columns[None])
         return np.broadcast_to(allowed, (rows.size, columns.size)) & (columns < self.lengths[1])
 
 
@@ -93,7 +92,7 @@ def attention(
     if keys is not None:
         queries = jnp.broadcast_to(queries, (query.shape[0], length))
         queries = jnp.pad(queries, ((0, 0), (0, padded_q - length)))
-        keys = jnp.pad(keys, ((0, 0), (0, padded_kv - key_length)), constant_values=HIDDEN)
+        keys = jnp.pad(keys, ((0, 0), (0, padded_kv - key_length)))  # `static` hides the padding
         ids = splash_attention_kernel.SegmentIds(queries.astype(jnp.int32), keys.astype(jnp.int32))
     scaled = (query.astype(jnp.float32) * scale).astype(query.dtype)
     out = jax.vmap(kernel)(padded(scaled, padded_q), padded(key, padded_kv), padded(value, padded_kv), ids)
