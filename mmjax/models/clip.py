@@ -98,7 +98,7 @@ def vit_l14_336() -> CLIPConfig:
 
 
 def small(vocab_size: int, length: int, image_size: int = 32) -> CLIPConfig:
-    """Not published: 1.1 M parameters that learn from scratch in minutes on a CPU.
+    """Not published: 1.0 M parameters that learn from scratch in minutes on a CPU.
 
     Convolutions make a token of each 8 x 8 pixels: what a run this short learns most from.
     """
