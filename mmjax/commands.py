@@ -2,7 +2,6 @@
 them."""
 
 import argparse
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,6 @@ def eval(asked: argparse.Namespace) -> int:
     step = checkpoint.Checkpoints(asked.run / "checkpoints").find()
     place = sources.placing(experiment.mesh.build(), experiment.rules)
     variables = checkpoint.load_variables(asked.run, experiment.task.serve, place=place)  # "params" is what it serves
-    experiment = dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, serve="params"))
     result = loop.evaluate(experiment, variables, evals, step)
     print(f"step {step} of {asked.run}\n{as_lines(result.metrics)}")
     return 0

@@ -4,6 +4,7 @@ metrics.jsonl depends on the experiment alone, so two runs of the same one can b
 says goes to speed.jsonl.
 """
 
+import hashlib
 import importlib.util
 import json
 import math
@@ -126,7 +127,9 @@ class WandB:
             raise ValueError("Weights & Biases was asked for, but is not installed: pip install 'mmjax[wandb]'")
         import wandb
 
-        self._run = wandb.init(dir=str(folder), name=folder.name, id=folder.name, resume="allow", config=dict(config))
+        # The same folder is the same run, also when it is resumed.
+        mark = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        self._run = wandb.init(dir=str(folder), name=folder.name, id=mark, resume="allow", config=dict(config))
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> None:
         self._run.log(dict(numbers), step=step)

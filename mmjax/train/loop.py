@@ -70,10 +70,10 @@ def train(
     size = recipe.size if recipe else "small"
     load = lambda place: sources.load(experiment.init_from, size, runs=runs, load_hf=load_hf, place=place)  # noqa: E731
     runner, state = _start(experiment, mesh or experiment.mesh.build(), checkpoints, start, load)
-    if primary:  # not before: a mistake that shows only now must not leave a folder that blocks the next try
-        run_folder.begin(workdir, experiment, recipe, resume)
-    distributed.barrier("run folder")
     config = run_folder.describe(experiment, recipe)
+    if primary:  # not before: a mistake that shows only now must not leave a folder that blocks the next try
+        run_folder.begin(workdir, config, recipe, resume)
+    distributed.barrier("run folder")
     with Writers(workdir, start or 0, experiment.steps, config, primary=primary, wandb=wandb) as writers:
         run = _Run(runner, workdir, checkpoints, writers)
         state, stopped = run.until_done(state, start or 0)
@@ -204,7 +204,7 @@ class _Run:
         experiment = self.experiment
         evals = experiment.evals + (experiment.final_evals if number == experiment.steps else ())
         if evals:
-            result = evaluate(experiment, state.variables, evals, number)
+            result = evaluate(experiment, step.served(experiment.task.serve, state.variables), evals, number)
             self.numbers = dict(result.metrics)
             self.writers.write(EVALS, number, self.numbers)
             self.writers.pictures(number, result.pictures)
@@ -224,17 +224,17 @@ class _Run:
 
 
 def evaluate(experiment: Experiment, variables: Variables, evals: Sequence[Callable], number: int) -> Result:
-    """The numbers and pictures of all `evals` after update `number`, from the copy that the task serves."""
-    shown = step.served(experiment.task.serve, variables)
-    mesh = jax.tree.leaves(shown)[0].sharding.mesh
+    """The numbers and pictures of all `evals` after update `number`; `variables` are those that the task serves, placed
+    on the experiment's mesh (step.served, or checkpoint.load_variables)."""
+    mesh = jax.tree.leaves(variables)[0].sharding.mesh
     metrics: dict[str, float] = {}
     pictures: dict[str, np.ndarray] = {}
     with jax.set_mesh(mesh):
         if jax.process_count() > 1:  # an eval reads what it computes, so each process needs all of it
-            shown = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(shown)
+            variables = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(variables)
         for index, one in enumerate(evals):
             rng = jax.random.fold_in(jax.random.fold_in(step.key(experiment.seed, "eval"), number), index)
-            result = one(experiment.task.model, shown, experiment.data, rng)
+            result = one(experiment.task.model, variables, experiment.data, rng)
             if twice := sorted(metrics.keys() & result.metrics.keys()):
                 raise ValueError(f"two evals report {twice[0]!r}; give one of them another prefix")
             metrics |= {name: float(value) for name, value in result.metrics.items()}

@@ -58,6 +58,8 @@ def config(folder: str | Path) -> dict[str, Any]:
 def recipe(folder: str | Path) -> Recipe:
     """The recipe of a run, with the copy of its file."""
     asked = config(folder)
+    if asked["file"] is None:
+        raise ValueError(f"{folder} was trained without an experiment file, so there is none to rebuild it from")
     copy = Path(folder) / Path(asked["file"]).name
     found = Recipe(copy, asked["size"], tuple(asked["overrides"]))
     if found.sha256 != asked["sha256"]:
@@ -81,7 +83,7 @@ def in_use(folder: Path, recipe: Recipe | None, resume: bool) -> bool:
     return True
 
 
-def begin(folder: Path, experiment: Experiment, recipe: Recipe | None, resume: bool) -> None:
+def begin(folder: Path, described: dict[str, Any], recipe: Recipe | None, resume: bool) -> None:
     """Makes a run's folder, if it is not one that is resumed. By process 0."""
     if in_use(folder, recipe, resume):
         return
@@ -89,7 +91,7 @@ def begin(folder: Path, experiment: Experiment, recipe: Recipe | None, resume: b
     if recipe is not None:
         shutil.copyfile(recipe.file, folder / Path(recipe.file).name)
     part = folder / f"{CONFIG}.part"
-    part.write_text(json.dumps(describe(experiment, recipe), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(folder / CONFIG)
 
 
@@ -102,7 +104,7 @@ def _check_same(folder: Path, asked: Recipe) -> None:
         "overrides": list(asked.overrides),
     }
     for field, value in now.items():
-        was = Path(before["file"]).name if field == "file" else before[field]
+        was = Path(before["file"]).name if field == "file" and before["file"] else before[field]
         if was != value:
             raise ValueError(
                 f"{folder} was started with {field} {was!r}, now it is {value!r}: a resumed run must be the same; "

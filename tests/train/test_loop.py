@@ -210,6 +210,17 @@ def test_a_run_can_be_rebuilt_from_its_folder(recipe, tmp_path, lines):
         run_folder.rebuild(tmp_path / "run")
 
 
+def test_a_run_without_a_file_can_go_on_but_not_be_rebuilt(recipe, tmp_path):
+    loop.train(toys.experiment(steps=2), tmp_path / "run")
+    loop.train(toys.experiment(steps=2), tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match="was trained without an experiment file"):
+        run_folder.rebuild(tmp_path / "run")
+    with pytest.raises(ValueError, match="was started with file None, now it is 'toy_points.py'"):
+        loop.train(recipe.build(), tmp_path / "run", recipe=recipe, resume=True)
+    with pytest.raises(FileNotFoundError, match="is no run folder"):
+        run_folder.rebuild(tmp_path)
+
+
 def test_a_folder_with_a_run_is_not_overwritten(recipe, tmp_path):
     loop.train(recipe.build(), tmp_path / "run", recipe=recipe)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
