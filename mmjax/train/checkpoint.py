@@ -23,7 +23,7 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from mmjax.train import trees
+from mmjax.train import run_folder, trees
 from mmjax.train.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ def load_variables(
     """Variables of a run's newest whole checkpoint as evals, samplers and other runs see them: "params" is the copy
     `serve`. Only the subtree `take` is read. place: tree of ShapeDtypeStructs -> the same with shardings; one device
     where None."""
-    checkpoints = Checkpoints(epath.Path(folder) / "checkpoints")
+    checkpoints = Checkpoints(run_folder.checkpoints(folder))
     step = checkpoints.find(verify)
     if step is None:
         raise FileNotFoundError(f"{folder} holds no finished checkpoint; train it, or --resume it, first")

@@ -42,6 +42,7 @@ class Experiment:
     rules: tuple[sharding_rules.Rule, ...] = sharding_rules.DEFAULT
     accumulate: int = 1  # micro-batches per update; equal to the whole batch, or refused
     seed: int = 0
+    checkpoints: str = ""  # where they go instead of the run folder, such as gs://BUCKET/run; all hosts must reach it
     save_every: int = 500  # steps, like the two below
     eval_every: int = 500
     log_every: int = 10

@@ -23,7 +23,7 @@ CHANCE = "_chance"  # ends the name of what a blind guess scores, as the evals w
 
 def read_lines(path: Path, last_step: int | None = None) -> list[dict]:
     """The whole lines of a file up to a step; what a kill cut off is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     parsed = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
     return [line for line in parsed if last_step is None or line["step"] <= last_step]
 

@@ -61,11 +61,11 @@ def train(
     are not runs. runs: where init_from looks for experiments by their stem. record: a JSON lines file that gets a line
     with the final numbers. verify: compare checkpoints with their checksums. mesh: instead of experiment.mesh.
     """
+    speed.keep_freed_memory()
     workdir, primary = Path(workdir), jax.process_index() == 0
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints")
+    checkpoints = checkpoint.Checkpoints(experiment.checkpoints or workdir / "checkpoints")
     if primary and run_folder.in_use(workdir, recipe, resume):
         checkpoints.clean()
-    speed.keep_freed_memory()
     start = checkpoints.find(verify) if resume else None
     size = recipe.size if recipe else "small"
     load = lambda place: sources.load(experiment.init_from, size, runs=runs, load_hf=load_hf, place=place)  # noqa: E731

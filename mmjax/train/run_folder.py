@@ -55,6 +55,11 @@ def config(folder: str | Path) -> dict[str, Any]:
     return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
 
 
+def checkpoints(folder: str | Path) -> str | Path:
+    """Where a run's checkpoints lie: in its folder, unless Experiment.checkpoints said otherwise."""
+    return (is_run(Path(folder)) and config(folder).get("checkpoints")) or Path(folder) / "checkpoints"
+
+
 def recipe(folder: str | Path) -> Recipe:
     """The recipe of a run, with the copy of its file."""
     asked = config(folder)
@@ -127,6 +132,7 @@ def describe(experiment: Experiment, recipe: Recipe | None) -> dict[str, Any]:
         "batch_size": experiment.batch_size,
         "seed": experiment.seed,
         "serve": experiment.task.serve,
+        "checkpoints": experiment.checkpoints,
         "commit": commit(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),

@@ -38,7 +38,7 @@ class TwoTowers(nn.Module):
 
 def embed(model, variables, batch, rng, now):
     left, right, _ = model.apply(variables, batch["x"], batch["y"])
-    return {"left": left, "right": right + 0.1 * jax.random.normal(rng, right.shape)}
+    return {"left": left, "right": right * jax.random.bernoulli(rng, 0.7, right.shape)}  # as dropout does
 
 
 def contrast(model, variables, embeddings, batch, now):

@@ -92,6 +92,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(straight, tmp_path, monkeyp
     for _ in stops:
         outcome = loop.train(experiment, tmp_path / "run", resume=True)
         assert outcome.stopped
+        assert (tmp_path / "run" / "checkpoints" / str(outcome.state.step) / "manifest.json").exists()
     outcome = loop.train(experiment, tmp_path / "run", resume=True)
     assert not outcome.stopped
     same_run(straight[0], tmp_path / "run", (straight[1].state, outcome.state))
@@ -164,7 +165,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_state(tmp_path):
         value, aux = toys.regression(model, variables, batch, rng, now)
         return value * jnp.where(now == 4, jnp.nan, 1.0), aux
 
-    experiment = toys.experiment(task=Task(toys.Net(), loss), log_every=100)
+    experiment = toys.experiment(task=Task(toys.Net(), loss), log_every=100, steps=20)
     message = r"loss is nan at step 6 of .*run; the newest checkpoint is step 4. Lower optimizer.peak"
     with pytest.raises(ValueError, match=message):  # nothing is logged at 5, but nothing bad is saved at 6 either
         loop.train(experiment, tmp_path / "run")
