@@ -35,7 +35,7 @@ def eval(asked: argparse.Namespace) -> int:
     evals = experiment.evals + experiment.final_evals
     if not evals:
         raise ValueError(f"the experiment of {asked.run} has no evals")
-    step = checkpoint.Checkpoints(asked.run / "checkpoints").find()
+    step = checkpoint.Checkpoints(run_folder.checkpoints(asked.run)).find()
     place = sources.placing(experiment.mesh.build(), experiment.rules)
     variables = checkpoint.load_variables(asked.run, experiment.task.serve, place=place)  # "params" is what it serves
     result = loop.evaluate(experiment, variables, evals, step)

@@ -51,6 +51,14 @@ class Checkpoints:
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="mmjax-save")
         self._saving: concurrent.futures.Future | None = None
 
+    def check_unused(self) -> None:
+        """An error where another run's steps lie: they would be taken for this one's, or deleted as its old ones."""
+        if self.folder.exists() and (steps := finished(self.folder)):
+            raise FileExistsError(
+                f"{self.folder} holds step {steps[-1]} of another run already: pass --resume to go on, or name another "
+                "place with --set checkpoints=PLACE"
+            )
+
     def save(self, state: TrainState, seed: int) -> None:
         """Copies the state, and writes it in the background; waits for the save before it, whose errors come here."""
         self.wait()

@@ -66,6 +66,8 @@ def train(
     checkpoints = checkpoint.Checkpoints(experiment.checkpoints or workdir / "checkpoints")
     if primary and run_folder.in_use(workdir, recipe, resume):
         checkpoints.clean()
+    if primary and not resume:
+        checkpoints.check_unused()
     start = checkpoints.find(verify) if resume else None
     size = recipe.size if recipe else "small"
     load = lambda place: sources.load(experiment.init_from, size, runs=runs, load_hf=load_hf, place=place)  # noqa: E731
