@@ -10,7 +10,7 @@ other where labels[i] == labels[j]; without labels only i == j. CLIP's target is
     gather      each device holds its own rows and a copy of all others, and works through them in tiles
     ring        each device holds its own rows and one other device's, which travel around; for a huge N
 
-`gather` and `ring` differ only in how the others come by (`_sweep`). Both meet each pair twice, as a row and as a
+`gather` and `ring` differ only in how the others come by. Both meet each pair twice, as a row and as a
 column, so that nothing but embeddings travels, and write the gradient by hand: differentiating through a ring would
 keep every block that came by. They differentiate once, in reverse mode. Products are exact to float32 whatever the
 platform's default, since a scale of 100 turns bfloat16's rounding of a cosine into 0.2; bfloat16 embeddings stay cheap.
