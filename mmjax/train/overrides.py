@@ -126,7 +126,7 @@ def _unknown(value: Any, inner: Mapping, path: list[str], name: str) -> str:
         return f"--set {name}: {where} is {value!r}, which has no fields"
     near = difflib.get_close_matches(path[0], inner, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"--set {name}: {where} has no field {path[0]!r}; {hint}Its fields: {', '.join(inner)}"
+    return f"--set {name}: {where} has no field {path[0]!r}; {hint}its fields: {', '.join(inner)}"
 
 
 def _parsed(text: str, old: Any, kind: Any, name: str) -> Any:

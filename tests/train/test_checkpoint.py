@@ -175,7 +175,7 @@ def test_a_state_that_does_not_fit_is_named(saved, on_eight):
 
 
 def save_as_step_4(checkpoints, state):
-    checkpoints.save(state._replace(step=jnp.int32(4)), 7)
+    checkpoints.save(state._replace(step=np.int32(4)), 7)
     checkpoints.wait()
 
 

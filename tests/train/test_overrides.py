@@ -95,7 +95,7 @@ def test_a_field_is_set_and_nothing_else(override, read, value):
         ("model.config.widht=16", "model.config has no field 'widht'; did you mean width"),
         ("modle.config.width=16", "the experiment has no field 'modle'; did you mean model"),
         ("model.config.width.x=1", "model.config.width is 8, which has no fields"),
-        ("parts.2.width=1", "parts has no field '2'; Its fields: 0, 1"),
+        ("parts.2.width=1", "parts has no field '2'; its fields: 0, 1"),
         ("model.parent=1", "model has no field 'parent'"),
         ("model.config.width=big", "the field holds 8 and takes int"),
         ("model.config.width=1.5", "the field holds 8 and takes int"),
