@@ -1,7 +1,7 @@
 """CLIP on the emoji pack: learns from seven artists, is asked about an eighth that it never saw.
 
 tiny    seconds: does everything once, learns nothing
-small   about 5 minutes on 2 CPU cores, then names Twemoji's drawings among all 1,555 names (numbers: README)
+small   about 6 minutes on 2 CPU cores, then names Twemoji's drawings among all 1,555 names (numbers: README)
 paper   ViT-L/14 as published (Radford et al. 2021, tables 19 and 20), global batch 32,768: for `mmjax plan` and pods
 """
 

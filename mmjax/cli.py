@@ -85,7 +85,7 @@ def _train(commands) -> None:
         commands, "train", "train an experiment, evaluate it, and write its report",
         """
         mmjax train experiments/clip_emoji.py
-        mmjax train experiments/clip_emoji.py --size tiny --workdir /tmp/try
+        mmjax train experiments/clip_emoji.py --size tiny --workdir runs/try
         mmjax train experiments/clip_emoji.py --set optimizer.peak=5e-4 --set batch_size=256
         mmjax train experiments/clip_emoji.py --resume
         mmjax train FILE --coordinator 127.0.0.1:8476 --num-processes 2 --process-id 0 &
