@@ -1,4 +1,18 @@
-"""Folders in the layout of the Hugging Face hub: config.json beside the weights. Local only; nothing is downloaded."""
+"""Folders in the layout of the Hugging Face hub: config.json beside the weights. Local only; nothing is downloaded.
+
+Each family of models is a module of this package, found by `model_type` in config.json. It holds
+
+    MODEL      the Linen class, or a tuple of classes where one family has several heads
+    FORMAT     what messages call it
+    RULES      the table of rules, or a function from the model to it
+    IGNORED    patterns of tensors that are no weights, or a function from the model to them
+    from_config(config) -> model, to_config(model) -> dict, abstract(model) -> the variables' shapes
+
+and, only where it applies,
+
+    renamed(model, tensors) -> tensors     the current names for those of older files
+    to_preprocessor(model), resize(...)    families with images; their from_config takes the preprocessor's fields too
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,28 +47,51 @@ def load_hf(
         raise FileNotFoundError(f"{folder} is no folder; load_hf reads a local folder with {CONFIG} and {WEIGHTS}")
     config = Fields(files.read_json(folder / CONFIG), str(folder / CONFIG))
     family = config.one_of("model_type", FAMILIES, "missing")
-    preprocessor = folder / PREPROCESSOR
-    values = files.read_json(preprocessor) if preprocessor.exists() else {}
-    model = family.from_config(config, Fields(values, str(preprocessor)))
+    model = family.from_config(config, *_preprocessor(family, folder))
+    if image_size is not None and not _has_images(family):
+        raise ValueError(f"{folder} holds {family.FORMAT}, which reads no images; leave image_size out")
+    tensors = files.read_folder(folder)
     return engine.load_model(
-        model, family.abstract, family.RULES, files.read_folder(folder), format=f"{family.FORMAT} of its {CONFIG}",
-        source=folder, dtype=dtype, shardings=shardings, ignored=family.IGNORED,
+        model, family.abstract, _of(family.RULES, model),
+        family.renamed(model, tensors) if hasattr(family, "renamed") else tensors,
+        format=f"{family.FORMAT} of its {CONFIG}", source=folder, dtype=dtype, shardings=shardings,
+        ignored=_of(family.IGNORED, model),
         resize=None if image_size is None else lambda *loaded: family.resize(*loaded, image_size, antialias=False),
     )  # fmt: skip
+
+
+def _has_images(family: ModuleType) -> bool:
+    return hasattr(family, "to_preprocessor")
+
+
+def _preprocessor(family: ModuleType, folder: Path) -> tuple[Fields, ...]:
+    """What from_config takes besides config.json."""
+    path = folder / PREPROCESSOR
+    return (Fields(files.read_json(path) if path.exists() else {}, str(path)),) if _has_images(family) else ()
+
+
+def _of(table: Any, model: nn.Module) -> Any:
+    return table(model) if callable(table) else table
+
+
+def _models(family: ModuleType) -> tuple[type, ...]:
+    return family.MODEL if isinstance(family.MODEL, tuple) else (family.MODEL,)
 
 
 def save_hf(folder: str | Path, model: nn.Module, variables: Mapping) -> None:
     """What the original library's from_pretrained reads. Parameters keep their dtype; each file is replaced whole."""
     family = next((family for family in FAMILIES.values() if isinstance(model, family.MODEL)), None)
     if family is None:
-        known = ", ".join(family.MODEL.__name__ for family in FAMILIES.values())
+        known = ", ".join(one.__name__ for family in FAMILIES.values() for one in _models(family))
         raise ValueError(f"save_hf cannot write a {type(model).__name__}; it writes {known}")
     folder = Path(folder)
-    config, tensors = family.to_config(model), engine.save(family.RULES, variables["params"], format=family.FORMAT)
+    rules = _of(family.RULES, model)
+    config, tensors = family.to_config(model), engine.save(rules, variables["params"], format=family.FORMAT)
     dtype = jnp.result_type(*{tensor.dtype for tensor in tensors.values()})
     folder.mkdir(parents=True, exist_ok=True)
     files.write(folder / WEIGHTS, tensors)
-    files.write_json(folder / PREPROCESSOR, family.to_preprocessor(model))
+    if _has_images(family):
+        files.write_json(folder / PREPROCESSOR, family.to_preprocessor(model))
     files.write_json(folder / CONFIG, {**config, "dtype": np.dtype(dtype).name})
 
 
@@ -72,4 +109,7 @@ def convert(source: str | Path, target: str | Path, *, to: str = "transformers")
     load = load_hf if (source / CONFIG).exists() else open_clip.load_openai
     if source.is_dir() and load is not load_hf and not (source / open_clip.WEIGHTS).exists():
         raise FileNotFoundError(f"{source} holds neither {CONFIG} nor {open_clip.WEIGHTS}")
-    writers[to](target, *load(source, dtype=None))
+    model, variables = load(source, dtype=None)
+    if to == "open_clip" and not isinstance(model, clip.MODEL):
+        raise ValueError(f"only a CLIP has a form of open_clip; {source} holds a {type(model).__name__}")
+    writers[to](target, model, variables)
