@@ -25,7 +25,7 @@ DEFAULT: tuple[Rule, ...] = (
     (r"(^|/)(out|down)/kernel$", PartitionSpec(TENSOR, FSDP)),
     (r"(^|/)(embed|embedding)$", PartitionSpec(TENSOR, FSDP)),  # [V D]
     (r"(^|/)pos_embed$", PartitionSpec(FSDP)),  # [T D]
-    (r"(^|/)(head|\w*projection)/kernel$", PartitionSpec(FSDP, TENSOR)),
+    (r"(^|/)(head|pooler|transform|\w*projection)/kernel$", PartitionSpec(FSDP, TENSOR)),
     (r"(^|/)(patch_embed|conv\w*)/kernel$", PartitionSpec(FSDP)),  # [h w in out]: `in` may be 3 colours
 )
 
