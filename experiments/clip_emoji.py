@@ -62,7 +62,7 @@ def experiment(size: str) -> Experiment:
     if size == "small":
         adamw = AdamW(peak=2e-3, warmup=100, end=0.01, b2=0.98, weight_decay=0.05, clip=1.0)
         every = {"save_every": 600, "eval_every": 600, "log_every": 20}
-        return Experiment(task(model), data, adamw, steps=2_400, batch_size=128, **every, **evals)
+        return Experiment(task(model), data, adamw, steps=2_000, batch_size=128, **every, **evals)
     adamw = AdamW(peak=4e-4, warmup=2_000, b2=0.98, eps=1e-6, weight_decay=0.2)  # 32 epochs of 400 M pairs
     mesh = MeshShape(fsdp=16)
     return Experiment(task(model), data, adamw, steps=390_625, batch_size=32_768, mesh=mesh, **evals)
