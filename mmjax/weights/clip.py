@@ -11,7 +11,7 @@ from einops import rearrange
 
 from mmjax.models import clip, vit
 from mmjax.nn.mlp import gelu, quick_gelu
-from mmjax.weights.engine import CONV, TRANSPOSE, Rule, Transform
+from mmjax.weights.engine import CONV, TRANSPOSE, Rule, Transform, linear, norm
 from mmjax.weights.fields import Fields
 
 MODEL = clip.CLIP
@@ -20,14 +20,6 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 HIGHEST_ID = 2  # transformers reads this eos_token_id, wrong in old files, as "the highest id of the row"
 START = 49406  # of a text, in OpenAI's vocabulary
 QKV = ("query", "key", "value")
-
-
-def norm(ours: str, theirs: str) -> list[Rule]:
-    return [Rule(f"{ours}/scale", f"{theirs}.weight"), Rule(f"{ours}/bias", f"{theirs}.bias")]
-
-
-def linear(ours: str, theirs: str) -> list[Rule]:
-    return [Rule(f"{ours}/kernel", f"{theirs}.weight", TRANSPOSE), Rule(f"{ours}/bias", f"{theirs}.bias")]
 
 
 def _hf_layers(ours: str, theirs: str) -> list[Rule]:

@@ -45,6 +45,16 @@ class Rule:
     transform: Transform = SAME
 
 
+def linear(ours: str, theirs: str) -> list[Rule]:
+    """torch.nn.Linear with a bias."""
+    return [Rule(f"{ours}/kernel", f"{theirs}.weight", TRANSPOSE), Rule(f"{ours}/bias", f"{theirs}.bias")]
+
+
+def norm(ours: str, theirs: str) -> list[Rule]:
+    """torch.nn.LayerNorm."""
+    return [Rule(f"{ours}/scale", f"{theirs}.weight"), Rule(f"{ours}/bias", f"{theirs}.bias")]
+
+
 @dataclasses.dataclass(frozen=True)
 class Place:
     """Where one of their tensors lies in our tree."""

@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mmjax.weights import clip, engine, files, open_clip
+from mmjax.weights import bert, clip, engine, files, open_clip
 from mmjax.weights.fields import Fields
 
-FAMILIES: dict[str, ModuleType] = {"clip": clip}  # model_type of config.json
+FAMILIES: dict[str, ModuleType] = {"clip": clip, "bert": bert}  # model_type of config.json
 CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 
 

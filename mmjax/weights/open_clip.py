@@ -16,7 +16,7 @@ from mmjax.models import clip, vit
 from mmjax.nn.mlp import gelu, quick_gelu
 from mmjax.weights import clip as names
 from mmjax.weights import engine, files
-from mmjax.weights.engine import SAME, TRANSPOSE, Rule
+from mmjax.weights.engine import SAME, TRANSPOSE, Rule, linear, norm
 from mmjax.weights.fields import Fields
 
 FORMAT = "open_clip's CLIP"
@@ -31,13 +31,13 @@ CONSUMED = {  # fields of open_clip_config.json that are read below, shown by th
 def _layers(ours: str, theirs: str) -> list[Rule]:
     query, attn = tuple(f"{ours}/attention/{name}" for name in names.QKV), f"{theirs}.attn"
     return [
-        *names.norm(f"{ours}/norm1", f"{theirs}.ln_1"),
+        *norm(f"{ours}/norm1", f"{theirs}.ln_1"),
         Rule(tuple(f"{one}/kernel" for one in query), f"{attn}.in_proj_weight", TRANSPOSE),
         Rule(tuple(f"{one}/bias" for one in query), f"{attn}.in_proj_bias"),
-        *names.linear(f"{ours}/attention/out", f"{attn}.out_proj"),
-        *names.norm(f"{ours}/norm2", f"{theirs}.ln_2"),
-        *names.linear(f"{ours}/mlp/up", f"{theirs}.mlp.c_fc"),
-        *names.linear(f"{ours}/mlp/down", f"{theirs}.mlp.c_proj"),
+        *linear(f"{ours}/attention/out", f"{attn}.out_proj"),
+        *norm(f"{ours}/norm2", f"{theirs}.ln_2"),
+        *linear(f"{ours}/mlp/up", f"{theirs}.mlp.c_fc"),
+        *linear(f"{ours}/mlp/down", f"{theirs}.mlp.c_proj"),
     ]
 
 
