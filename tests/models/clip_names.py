@@ -1,9 +1,12 @@
-"""The weights of the CLIP goldens as our tree, name by name (shares no code with mmjax.weights), and how to compare."""
+"""The weights of the CLIP goldens as our tree, name by name (shares no code with mmjax.weights)."""
 
 import re
 
 import jax
 import numpy as np
+from closeness import close, close_trees
+
+__all__ = ["close", "close_trees", "from_hf", "from_open_clip", "group", "linear", "norm", "stack"]
 
 
 def group(golden, prefix: str) -> dict[str, np.ndarray]:
@@ -89,24 +92,3 @@ def from_open_clip(flat: dict) -> dict:
         "text_projection": {"kernel": flat["text_projection"]},
         "logit_scale": flat["logit_scale"],
     }
-
-
-def close(name: str, ours, theirs, *, relative: float) -> None:
-    """Compares by the largest value of the array, and says how far it is and where (pytest -s)."""
-    ours, theirs = np.asarray(ours), np.asarray(theirs)
-    assert ours.shape == theirs.shape, name
-    error, largest = np.abs(ours - theirs), np.abs(theirs).max()
-    where = tuple(int(i) for i in np.unravel_index(error.argmax(), error.shape))
-    print(f"{name}: max abs error {error.max():.1e} of {largest:.1e} at {where}")
-    # 1e-6: gradients of key biases are rounding around 0, since softmax does not see them.
-    assert error.max() <= relative * largest + 1e-6, name
-
-
-def close_trees(ours, theirs, *, relative: float) -> None:
-    """As `close`, leaf by leaf of two trees of the same names."""
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    jax.tree_util.tree_map_with_path(
-        lambda path, a, b: close(jax.tree_util.keystr(path, simple=True, separator="/"), a, b, relative=relative),
-        ours,
-        theirs,
-    )
