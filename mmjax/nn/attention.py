@@ -8,30 +8,59 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
+from mmjax.nn.cache import Layer
 from mmjax.nn.linear import Linear, lecun_normal
 from mmjax.ops import attention
 
 
 class Attention(nn.Module):
-    """Vaswani et al. 2017, section 3.2.2. B batch, T length, S length of what is looked at, D width."""
+    """Vaswani et al. 2017, section 3.2.2. B batch, T length, S length of what is looked at, W width, D that of a head.
 
-    num_heads: int
+    Fewer key heads than query heads are shared by neighbours: Ainslie et al. 2023, arXiv:2305.13245.
+    """
+
+    num_heads: int  # H
     dtype: Any = jnp.float32
     kernel_init: Callable = lecun_normal  # of query, key and value
     out_init: Callable = lecun_normal
+    num_kv_heads: int | None = None  # K, of keys and values; None: as many as of queries
+    head_dim: int | None = None  # D; None: W / H
+    use_bias: bool = True  # in all four projections
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: Any = None, context: jax.Array | None = None) -> jax.Array:
-        """[B T D] -> [B T D]. Looks at `context` [B S C], or at x itself; `mask` as in ops.attention."""
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: Any = None,
+        rotate: Callable[[jax.Array], jax.Array] | None = None,
+        context: jax.Array | tuple[jax.Array, jax.Array] | None = None,
+        cache: Layer | None = None,
+    ) -> jax.Array | tuple[jax.Array, Any]:
+        """[B T W] -> [B T W]; with a cache also what `cache.whole` has become.
+
+        mask: as in ops.attention. rotate: what puts positions into queries and keys [B T H D] (ops/rope.py). context:
+        what to look at instead of x, [B S C], or its keys and values [B S K D], projected before. cache: the keys and
+        values of x join those of earlier tokens, and the mask is the one that `KVCache.open` gave.
+        """
         width = x.shape[-1]
-        if width % self.num_heads:
+        if self.head_dim is None and width % self.num_heads:
             raise ValueError(f"width must be a multiple of num_heads, got width={width}, num_heads={self.num_heads}")
+        head_dim = self.head_dim or width // self.num_heads
 
-        def heads(x: jax.Array, name: str) -> jax.Array:  # [B T D] -> [B T H D/H]
-            x = Linear(width, dtype=self.dtype, kernel_init=self.kernel_init, name=name)(x)
-            return rearrange(x, "b t (h d) -> b t h d", h=self.num_heads)
+        def heads(x: jax.Array, name: str, count: int) -> jax.Array:  # [B T C] -> [B T count D]
+            x = Linear(count * head_dim, self.use_bias, self.dtype, self.kernel_init, name=name)(x)
+            return rearrange(x, "b t (h d) -> b t h d", h=count)
 
-        context = x if context is None else context
-        y = attention.attention(heads(x, "query"), heads(context, "key"), heads(context, "value"), mask=mask)
-        y = rearrange(y, "b t h d -> b t (h d)")
-        return Linear(width, dtype=self.dtype, kernel_init=self.out_init, name="out")(y)
+        query = heads(x, "query", self.num_heads)
+        if isinstance(context, tuple):
+            key, value = context
+        else:
+            context, count = x if context is None else context, self.num_kv_heads or self.num_heads
+            key, value = heads(context, "key", count), heads(context, "value", count)
+        if rotate is not None:
+            query, key = rotate(query), rotate(key)
+        if cache is not None:
+            key, value, renewed = cache.whole.append(cache.index, key, value)
+        y = rearrange(attention.attention(query, key, value, mask=mask), "b t h d -> b t (h d)")
+        y = Linear(width, self.use_bias, self.dtype, self.out_init, name="out")(y)
+        return y if cache is None else (y, renewed)

@@ -1,4 +1,4 @@
-"""A table of vectors by token id."""
+"""A table of vectors by token id, and the positions that go with the tokens."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mmjax.nn.blocks import placed
+from mmjax.nn.linear import matmul
 from mmjax.ops import sharding
 
 
@@ -19,10 +20,33 @@ class Embed(nn.Module):
     dtype: Any = jnp.float32  # of the result; the table is float32, and so is the sum of a token's gradients
     embedding_init: Callable = nn.initializers.normal(0.02)
 
-    @nn.compact
+    def setup(self):
+        self.embedding = self.param("embedding", self.embedding_init, (self.vocab_size, self.width))
+
     def __call__(self, input_ids: jax.Array) -> jax.Array:  # [B T] int in [0, V) -> [B T D]; NaN for other ids
-        table = self.param("embedding", self.embedding_init, (self.vocab_size, self.width))
         # Gathers D of the table, as fsdp does with any parameter. Left alone, GSPMD looks up each shard of D for the
         # global batch and then moves activations.
-        table = sharding.constrain(table, sharding.TENSOR, None)
+        table = sharding.constrain(self.embedding, sharding.TENSOR, None)
         return placed(jnp.take(table, input_ids, axis=0).astype(self.dtype))
+
+    def logits(self, x: jax.Array) -> jax.Array:  # [... D] -> [... V]
+        """The table as the head of a language model: Press and Wolf 2017, arXiv:1608.05859."""
+        return matmul(x.astype(self.dtype), self.embedding.astype(self.dtype).T)
+
+
+def positions_of(
+    shape: tuple[int, int], attention_mask: jax.Array | None = None, segments: jax.Array | None = None
+) -> jax.Array:
+    """int32 [B T], or [1 T] where all rows agree: tokens counted from 0, in each row and again in each segment.
+
+    attention_mask: [B T] bool, False at padding, which is not counted. segments: [B T] int, neighbours of one number
+    are a sequence of their own.
+    """
+    if attention_mask is None and segments is None:
+        return jnp.arange(shape[1], dtype=jnp.int32)[None]
+    counted = jnp.ones(shape, jnp.int32) if attention_mask is None else attention_mask.astype(jnp.int32)
+    positions = jnp.cumsum(counted, axis=1) - counted  # tokens before this one
+    if segments is not None:
+        starts = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
+        positions -= jax.lax.cummax(jnp.where(starts, positions, 0), axis=1)
+    return positions

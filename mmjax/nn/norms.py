@@ -24,7 +24,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4."""
+    """Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4. As in LLaMA, `dtype` is reached before the scale multiplies."""
 
     epsilon: float = 1e-6
     dtype: Any = jnp.float32  # of the result
@@ -34,4 +34,4 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + self.epsilon)
-        return (x * scale).astype(self.dtype)
+        return x.astype(self.dtype) * scale.astype(self.dtype)

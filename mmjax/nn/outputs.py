@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax import struct
 
 EMPTY: Mapping = MappingProxyType({})
 
@@ -37,3 +38,11 @@ class Answer(NamedTuple):
 
     text: str
     pictures: Mapping[str, np.ndarray] = EMPTY  # file stem -> [H W 3] uint8
+
+
+@struct.dataclass
+class LMOutput:
+    """What a causal language model computes of its tokens."""
+
+    last_hidden_state: jax.Array  # [B T D] after the last norm; what losses read, without the logits of all tokens
+    logits: jax.Array  # [B T V] float32, of the token that follows; under jit they cost nothing where nobody reads them

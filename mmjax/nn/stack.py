@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mmjax.nn.cache import Layer
+
 LAYERS = "layers"  # the name of every stack, and how `per_layer` finds it
 
 REMAT = {  # what the backward pass finds in memory; the rest it computes again
@@ -45,12 +47,22 @@ class Stack(nn.Module):
         self.layer = self.block()
         nn.share_scope(self, self.layer)  # layers/norm1/..., not layers/layer/norm1/...
 
-    def __call__(self, x: jax.Array, *args: Any, collect: bool = False) -> tuple[jax.Array, jax.Array | None]:
-        """[B T D], what each block is given besides -> [B T D], None or [L B T D]."""
+    def __call__(
+        self, x: jax.Array, *args: Any, cache: Any = None, collect: bool = False
+    ) -> tuple[jax.Array, jax.Array | Any | None]:
+        """[B T D], what each block is given besides -> [B T D], None or [L B T D].
 
-        def body(layer: nn.Module, x: jax.Array, *args: Any) -> tuple[jax.Array, jax.Array | None]:
-            x = layer(x, *args)
-            return x, x if collect else None
+        cache: what all layers remember (nn/cache.py). Each block is then called with `cache=Layer(cache, index)` and
+        returns its output and the cache, renewed; the last one comes back in place of [L B T D].
+        """
+
+        def body(layer: nn.Module, carry: tuple, index: jax.Array, *args: Any) -> tuple[tuple, jax.Array | None]:
+            x, cache = carry
+            if cache is None:
+                x = layer(x, *args)
+            else:
+                x, cache = layer(x, *args, cache=Layer(cache, index))
+            return (x, cache), x if collect else None
 
         if self.compute.remat is not None:
             # The scan already keeps the compiler from merging the two passes.
@@ -59,11 +71,12 @@ class Stack(nn.Module):
             body,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
+            in_axes=(0, *[nn.broadcast] * len(args)),
             length=self.depth,
             unroll=self.depth if self.compute.unroll else 1,
         )
-        return scan(self.layer, x, *args)
+        (x, cache), hidden = scan(self.layer, (x, cache), jnp.arange(self.depth), *args)
+        return x, hidden if cache is None else cache
 
 
 def per_layer(fn: Callable[[str, jax.Array, Any], jax.Array]) -> Callable[[Any], Any]:

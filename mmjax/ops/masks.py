@@ -10,6 +10,7 @@ i + S - T. (Where T > S, the first T - S queries stand before all keys and see n
     Causal          positions      tiles skipped                causal if T == S, or bias  [T S] bools
     Prefix(int)     positions      tiles skipped                bias                       [T S] bools
     BlockCausal     positions      tiles skipped                bias                       [T S] bools
+    SlidingWindow   positions      tiles skipped                window if with Causal      [T S] bools
     Segments        data           segment ids                  bias                       [B T S] bools
     Padding         data           segment ids                  bias                       [B T S] bools
     Prefix([B])     data           no: a row-wise union of two  bias                       [B T S] bools
@@ -70,6 +71,26 @@ class Causal(Mask):
 
     def allowed(self, queries, keys):
         return keys <= queries
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["size"])
+@dataclasses.dataclass(frozen=True)
+class SlidingWindow(Mask):
+    """A query looks at the `size` positions that end with its own, and at later ones: `Causal() & SlidingWindow(4096)`
+    is Beltagy et al. 2020, arXiv:2004.05150, section 3.1, as decoders use it."""
+
+    size: int
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"SlidingWindow.size must be at least 1, got {self.size}")
+
+    @property
+    def static(self) -> bool:
+        return True
+
+    def allowed(self, queries, keys):
+        return queries - keys < self.size
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["sizes"])
@@ -177,3 +198,12 @@ def parts(mask: Mask) -> tuple[Mask, ...]:
     if isinstance(mask, All):
         return mask.masks
     return () if isinstance(mask, Full) else (mask,)
+
+
+def causal(valid: jax.Array | None = None, segments: jax.Array | None = None, window: int | None = None) -> Mask:
+    """What a decoder's tokens look at: those before them that count (bool [B T]), in their own segment (int [B T]),
+    within the window."""
+    mask = Causal() if window is None else Causal() & SlidingWindow(window)
+    if segments is not None:
+        mask = mask & Segments(segments, segments)
+    return mask if valid is None else mask & Padding(valid)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +72,7 @@ IGNORED = (r"\.embeddings\.position_ids$",)  # 0, 1, 2 ... in files of transform
 def from_config(config: Fields, preprocessor: Fields) -> clip.CLIP:
     """config.json and preprocessor_config.json; an absent field has the value that transformers 5 gives it."""
     vision, text = _tower(config, "vision_config"), _tower(config, "text_config")
-    _expect(vision, "num_channels", 3)
+    vision.expect("num_channels", 3)
     eos_id = text.get("eos_token_id", int, 49407)
     return clip.CLIP(
         clip.CLIPConfig(
@@ -191,12 +190,6 @@ def colour(fields: Fields, name: str, default: Sequence[float]) -> tuple[float, 
     if not isinstance(value, Sequence) or len(value) != 3 or not all(isinstance(x, float | int) for x in value):
         raise ValueError(f"{fields.where}: {name} is {value!r}, expected three numbers")
     return tuple(float(x) for x in value)
-
-
-def _expect(fields: Fields, name: str, only: Any) -> None:
-    value = fields.values.get(name, only)
-    if value != only:
-        raise ValueError(f"{fields.where}: {name} is {value!r}, supported is {only!r} only")
 
 
 def abstract(model: clip.CLIP) -> dict:

@@ -40,9 +40,10 @@ ONE = Transform(lambda x: x.reshape(()), lambda x: x.reshape(1))  # a scalar tha
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    ours: str | tuple[str, ...]  # path; several are blocks of rows of one tensor of theirs, first to last
+    ours: str | tuple[str, ...]  # path; several are blocks of one tensor of theirs, first to last
     theirs: str  # name, with {i} where our leading axis is the layer
     transform: Transform = SAME
+    axis: int = 0  # of theirs, along which several lie: 0 rows, -1 columns
 
 
 def linear(ours: str, theirs: str) -> list[Rule]:
@@ -62,9 +63,10 @@ class Place:
     paths: tuple[str, ...]
     layer: int | None
     transform: Transform
+    axis: int
 
     def parts(self, flat: Mapping[str, Any]) -> list[Array]:
-        """Their blocks of rows, from our leaves."""
+        """Their blocks, from our leaves."""
         leaves = [flat[path] for path in self.paths]
         return [self.transform.write(leaf if self.layer is None else leaf[self.layer]) for leaf in leaves]
 
@@ -85,7 +87,9 @@ def places(rules: Sequence[Rule], flat: Mapping[str, Any], format: str) -> dict[
         if not all(path in flat for path in paths):
             continue
         layers = range(flat[paths[0]].shape[0]) if "{i}" in rule.theirs else [None]
-        out |= {rule.theirs.replace("{i}", str(layer)): Place(paths, layer, rule.transform) for layer in layers}
+        out |= {
+            rule.theirs.replace("{i}", str(layer)): Place(paths, layer, rule.transform, rule.axis) for layer in layers
+        }
     absent = [path for path in used if path not in flat]
     homeless = [path for path in flat if path not in set(used)]
     if absent or homeless:
@@ -120,8 +124,9 @@ def load(
     for name, place in where.items():
         parts, start = place.parts(hollow), 0
         for path, part in zip(place.paths, parts, strict=True):
-            stop = start + part.shape[0] if len(parts) > 1 else None
-            sources[path].append(_Source(tensors[name], slice(start, stop), part.shape, place.transform))
+            stop = start + part.shape[place.axis] if len(parts) > 1 else None
+            block = (..., slice(start, stop)) if place.axis else slice(start, stop)
+            sources[path].append(_Source(tensors[name], block, part.shape, place.transform))
             start = stop
 
     spots = flatten(shardings) if shardings is not None else {}
@@ -151,12 +156,12 @@ def load_model(
 def save(rules: Sequence[Rule], tree: Any, *, format: str) -> dict[str, Array]:
     """Their tensors, by name. Leaves keep their dtype."""
     flat = {path: np.asarray(leaf) for path, leaf in flatten(tree).items()}
-    return {name: _join(place.parts(flat)) for name, place in places(rules, flat, format).items()}
+    return {name: _join(place.parts(flat), place.axis) for name, place in places(rules, flat, format).items()}
 
 
-def _join(parts: list[Array]) -> Array:
+def _join(parts: list[Array], axis: int) -> Array:
     # safetensors writes memory as it lies: what is transposed, or made of transposed parts, must be laid out anew.
-    return np.asarray(parts[0] if len(parts) == 1 else np.concatenate(parts), order="C")
+    return np.asarray(parts[0] if len(parts) == 1 else np.concatenate(parts, axis), order="C")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,13 +169,13 @@ class _Source:
     """What one layer of a leaf is read from."""
 
     tensor: Array
-    rows: slice
+    block: Any  # index of the part that is ours
     shape: tuple[int, ...]
     transform: Transform
 
     def read(self) -> Array:
-        rows = self.tensor[self.rows] if self.tensor.ndim else self.tensor
-        return self.transform.read(rows.reshape(self.shape))  # a scalar comes as [] or as [1]
+        block = self.tensor[self.block] if self.tensor.ndim else self.tensor
+        return self.transform.read(block.reshape(self.shape))  # a scalar comes as [] or as [1]
 
 
 def _leaf(shape: tuple, sources: list[_Source], stacked: bool, dtype: Any, sharding: Any) -> Array | jax.Array:
@@ -199,7 +204,7 @@ def _check(where: dict[str, Place], tensors: Mapping[str, Array], flat: Mapping,
     missing = [name for name in where if name not in tensors]
     hollow, misfits = _hollow(flat), []
     for name in (name for name in where if name in tensors):
-        found, expected = tensors[name], _shape(where[name].parts(hollow))
+        found, expected = tensors[name], _shape(where[name].parts(hollow), where[name].axis)
         if found.shape != expected and not found.size == math.prod(expected) == 1:
             misfits.append(f"{name} is {list(found.shape)}, expected {list(expected)}")
         elif _is_float(flat[where[name].paths[0]].dtype) and not _is_float(found.dtype):
@@ -213,9 +218,13 @@ def _check(where: dict[str, Place], tensors: Mapping[str, Array], flat: Mapping,
         raise ValueError(f"{source} does not fit {format}: " + "; ".join(problem for problem in problems if problem))
 
 
-def _shape(parts: list[Array]) -> tuple[int, ...]:
-    """Of the tensor that holds these blocks of rows."""
-    return (sum(part.shape[0] for part in parts), *parts[0].shape[1:]) if len(parts) > 1 else parts[0].shape
+def _shape(parts: list[Array], axis: int) -> tuple[int, ...]:
+    """Of the tensor that holds these blocks."""
+    if len(parts) == 1:
+        return parts[0].shape
+    shape = list(parts[0].shape)
+    shape[axis] = sum(part.shape[axis] for part in parts)
+    return tuple(shape)
 
 
 def _is_float(dtype: np.dtype) -> bool:

@@ -33,5 +33,11 @@ class Fields:
             raise ValueError(f"{self.where}: {name} is {value!r}, supported are {', '.join(choices)}")
         return choices[value]
 
+    def expect(self, name: str, only: Any) -> None:
+        """Refuses what isn't supported; an absent field is fine."""
+        value = self.values.get(name, only)
+        if value != only:
+            raise ValueError(f"{self.where}: {name} is {value!r}, supported is {only!r} only")
+
 
 _KINDS = {int: "a whole number", float: "a number", str: "a string", dict: "an object", bool: "true or false"}

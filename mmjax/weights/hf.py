@@ -23,10 +23,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mmjax.weights import bert, clip, engine, files, open_clip
+from mmjax.weights import bert, clip, engine, files, gpt2, llama, open_clip
 from mmjax.weights.fields import Fields
 
-FAMILIES: dict[str, ModuleType] = {"clip": clip, "bert": bert}  # model_type of config.json
+FAMILIES: dict[str, ModuleType] = {
+    "clip": clip,
+    "bert": bert,
+    "gpt2": gpt2,
+    "llama": llama,
+    "mistral": llama,
+}  # model_type of config.json
 CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 
 
