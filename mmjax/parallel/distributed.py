@@ -7,12 +7,14 @@ A roll call (roll_call.py) comes before JAX starts. From then on JAX's heartbeat
 others end after at most `heartbeat` seconds, whatever they wait for, and the checkpoints stay as they are.
 """
 
+import json
 import logging
 import os
 import re
 import socket
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -26,7 +28,8 @@ VARIABLES = {
     "process_id": "MMJAX_PROCESS_ID",
 }
 SHUTDOWN_SECONDS = 60  # how long a process that has ended waits for the others to end
-_met: dict[str, int] = {}  # barrier -> how often this process met there: JAX takes an id once
+SAID_SECONDS = 600  # how long a process waits for a word of process 0
+_met: dict[str, int] = {}  # meeting point -> how often this process was there: JAX takes an id once
 
 
 def initialize(
@@ -141,6 +144,18 @@ def barrier(name: str, timeout: float = 600.0) -> None:
         absent = [index for index in range(jax.process_count()) if index not in present]
         names = ", ".join(f"process {index} on {hosts.get(index, 'an unknown host')}" for index in absent)
         raise TimeoutError(f"barrier {name!r}: missing after {timeout:.0f} s: {names or error}") from error
+
+
+def first_says(name: str, value: Any) -> Any:
+    """Process 0's `value` (what JSON can hold), on every process; those after it wait for it."""
+    if not jax.distributed.is_initialized():
+        return value
+    _met[name] = _met.get(name, 0) + 1
+    client, key = _client(), f"mmjax/said/{name}/{_met[name]}"
+    if jax.process_index() == 0:
+        client.key_value_set(key, json.dumps(value))
+        return value
+    return json.loads(client.blocking_key_value_get(key, SAID_SECONDS * 1000))
 
 
 def leave(code: int) -> None:

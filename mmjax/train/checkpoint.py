@@ -23,6 +23,7 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from mmjax.parallel import distributed
 from mmjax.train import run_folder, trees
 from mmjax.train.state import TrainState
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 THREADS = 8  # that read files while verifying; hashing leaves Python's lock
 CHUNK = 1 << 22  # bytes
+KEEP = 2  # finished steps: where the newest is damaged, the one before it is used
 FULL = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]  # as Orbax's ValueErrors quote them
 
 # Orbax logs, with a traceback, each error that it also raises.
@@ -43,10 +45,9 @@ class SaveError(OSError):
 class Checkpoints:
     """The steps saved in a folder. Every process of a run calls the same methods in the same order."""
 
-    def __init__(self, folder: Any, keep: int = 2):
+    def __init__(self, folder: Any):
         # Orbax takes absolute paths only.
         self.folder = epath.Path(folder if "://" in str(folder) else os.path.abspath(folder))
-        self.keep = keep
         self.newest: int | None = None  # the last step known to be whole
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="mmjax-save")
         self._saving: concurrent.futures.Future | None = None
@@ -93,7 +94,8 @@ class Checkpoints:
             raise self._failed(step, error) from error
         self.newest = step
         if jax.process_index() == 0:
-            for old in finished(self.folder)[: -self.keep]:
+            # Later steps, passed over as damaged, are no spare copies of this one.
+            for old in [one for one in finished(self.folder) if one <= step][:-KEEP]:
                 (self.folder / str(old) / MANIFEST).unlink()  # first, so that no half-deleted step looks whole
                 (self.folder / str(old)).rmtree()
 
@@ -121,11 +123,14 @@ class Checkpoints:
 
     def find(self, verify: bool = True) -> int | None:
         """The newest whole step, after a warning for each bad one that is newer; None where nothing was finished."""
-        if not self.folder.exists():
-            return None
-        names = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
-        whole, damaged = set(finished(self.folder)), []
-        for step in sorted(names, reverse=True):
+        # Process 0 looks, because a shared folder need not show the same to all at the same moment.
+        there = self.folder.exists() and jax.process_index() == 0
+        names = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()] if there else []
+        names, whole = distributed.first_says(
+            "steps", (sorted(names, reverse=True), finished(self.folder) if there else [])
+        )
+        damaged = []
+        for step in names:
             problem = (verify and self._problem(step)) if step in whole else "it is unfinished"
             if not problem:
                 for bad, why in damaged:
@@ -175,13 +180,13 @@ def load_variables(
     serve: str = "params",
     take: str = "",
     place: Callable[[Any], Any] | None = None,
-    verify: bool = True,
+    step: int | None = None,
 ) -> Any:
     """Variables of a run's newest whole checkpoint as evals, samplers and other runs see them: "params" is the copy
     `serve`. Only the subtree `take` is read. place: tree of ShapeDtypeStructs -> the same with shardings; one device
-    where None."""
+    where None. step: the one that `find` has just chosen."""
     checkpoints = Checkpoints(run_folder.checkpoints(folder))
-    step = checkpoints.find(verify)
+    step = checkpoints.find() if step is None else step
     if step is None:
         raise FileNotFoundError(f"{folder} holds no finished checkpoint; train it, or --resume it, first")
     spec = variables_spec(checkpoints.folder / str(step))
@@ -245,14 +250,19 @@ def damage(folder: epath.Path, share: slice = slice(None)) -> str:
         step, files = manifest["step"], dict(manifest["files"])
     except (ValueError, KeyError, TypeError) as error:
         return f"its {MANIFEST} is damaged ({type(error).__name__})"
+    except OSError as error:
+        return f"its {MANIFEST} cannot be read ({error.strerror})"
     if step != int(folder.name) or not files:
         return f"its {MANIFEST} is of step {step} and names {len(files)} files"
 
     def check(name: str) -> str:
         path = folder / name
-        if not path.exists():
+        try:
+            return "" if fingerprint(path) == files[name] else f"{name} is damaged"
+        except FileNotFoundError:
             return f"{name} is missing"
-        return "" if fingerprint(path) == files[name] else f"{name} is damaged"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
 
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         return next(filter(None, pool.map(check, sorted(files)[share])), "")

@@ -51,6 +51,8 @@ class Experiment:
         for field in ("steps", "batch_size", "accumulate", "save_every", "eval_every", "log_every"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed must be from 0 to 2**31 - 1, got {self.seed}")
         if self.steps % self.task.updates:
             raise ValueError(
                 f"steps counts optimizer updates and must be a multiple of task.updates={self.task.updates} "

@@ -23,9 +23,18 @@ CHANCE = "_chance"  # ends the name of what a blind guess scores, as the evals w
 
 def read_lines(path: Path, last_step: int | None = None) -> list[dict]:
     """The whole lines of a file up to a step; what a kill cut off is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    parsed = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
-    return [line for line in parsed if last_step is None or line["step"] <= last_step]
+    parsed = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
+        if not line.endswith(b"}"):
+            continue
+        try:
+            parsed.append(json.loads(line))
+            step = parsed[-1]["step"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged at line {number} ({error}): mend or delete that line") from error
+        if last_step is not None and step > last_step:
+            parsed.pop()
+    return parsed
 
 
 def as_lines(numbers: Mapping[str, float]) -> str:
@@ -37,6 +46,10 @@ def as_lines(numbers: Mapping[str, float]) -> str:
     return "\n".join(f"  {name:<{width}}  {numbers[name]:.4g}{beside[name]}" for name in names)
 
 
+class WriteError(OSError):
+    """A file of numbers could not be written."""
+
+
 class JSONL:
     """One object per line, in order of steps; lines after `last_step` are dropped: those steps will run again."""
 
@@ -44,18 +57,28 @@ class JSONL:
         kept = read_lines(path, last_step)
         self.last: dict[str, Any] = kept[-1] if kept else {"step": 0}
         part = path.with_suffix(".part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        try:
+            part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        except OSError as error:
+            raise WriteError(f"cannot write {part}: {error.strerror}; {path} is as it was. Make room") from error
         part.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("ab", buffering=0)  # a buffer would fail once more when it is closed
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> None:
         self.last = {"step": step, **numbers}
-        self._file.write(json.dumps(self.last) + "\n")
-        self._file.flush()
+        line = f"{json.dumps(self.last)}\n".encode()
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise WriteError(f"cannot write step {step} to {self._path}: {error.strerror}") from error
 
     def sync(self) -> None:
         """On the disk, before a checkpoint claims these steps."""
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise WriteError(f"cannot write {self._path}: {error.strerror}") from error
 
     def close(self) -> None:
         self._file.close()

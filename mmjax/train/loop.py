@@ -3,8 +3,6 @@
 Every process of a run calls `train`; process 0 writes.
 """
 
-import datetime
-import json
 import logging
 import math
 import signal
@@ -25,7 +23,7 @@ from mmjax.parallel import distributed, flops
 from mmjax.parallel.mesh import local_rows
 from mmjax.train import checkpoint, run_folder, sources, speed, step
 from mmjax.train.experiment import Experiment
-from mmjax.train.logging import EVALS, METRICS, SPEED, Writers, as_lines, seconds_as_text
+from mmjax.train.logging import EVALS, METRICS, SPEED, WriteError, Writers, as_lines, seconds_as_text
 from mmjax.train.state import TrainState
 from mmjax.train.task import Batch, Variables
 
@@ -69,6 +67,8 @@ def train(
     if primary and not resume:
         checkpoints.check_unused()
     start = checkpoints.find(verify) if resume else None
+    if primary and resume and start is None:
+        print(f"{workdir} holds nothing to resume: starting at step 0", flush=True)
     size = recipe.size if recipe else "small"
     load = lambda place: sources.load(experiment.init_from, size, runs=runs, load_hf=load_hf, place=place)  # noqa: E731
     runner, state = _start(experiment, mesh or experiment.mesh.build(), checkpoints, start, load)
@@ -78,7 +78,10 @@ def train(
     distributed.barrier("run folder")
     with Writers(workdir, start or 0, experiment.steps, config, primary=primary, wandb=wandb) as writers:
         run = _Run(runner, workdir, checkpoints, writers)
-        state, stopped = run.until_done(state, start or 0)
+        try:
+            state, stopped = run.until_done(state, start or 0)
+        except WriteError as error:
+            raise WriteError(f"{error}; {run.newest()}. Make room, then --resume") from error
     if primary:
         print(f"report: {report.write(workdir)}", flush=True)
         if record is not None and not stopped:
@@ -130,12 +133,14 @@ class _Run:
         """Runs the updates after `number`; also says whether a signal stopped it."""
         experiment, updates = self.experiment, self.experiment.task.updates
         saved, missed = number, self._due(number, experiment.eval_every) and self.writers.last_step(EVALS) < number
-        if number and _agreed(missed):  # the run was killed between this step's checkpoint and its evaluation
+        if number and distributed.first_says(
+            "evaluated", missed
+        ):  # the run was killed between this step's checkpoint and its evaluation
             self._evaluate(state, number)
         data = pipeline.prefetch(_batches(experiment, self.runner.mesh), number // updates, self.runner.place)
         self.waited = lambda: data.wait_seconds
         with data, Stop() as stop:
-            while number < experiment.steps and not stop.asked(number):
+            while number < experiment.steps and not stop.asked(number // updates):
                 batch = self.runner.prepare(state, next(data), number)
                 for _ in range(updates):
                     state, metrics = self.runner.run(state, batch)
@@ -216,13 +221,17 @@ class _Run:
     def _check_finite(self, number: int, numbers: Mapping[str, float]) -> None:
         for name in FATAL:
             if not math.isfinite(numbers[name]):
-                self.checkpoints.wait()
-                newest = self.checkpoints.newest
-                last = f"the newest checkpoint is step {newest}" if newest is not None else "there is no checkpoint"
                 raise ValueError(
-                    f"{name} is {numbers[name]} at step {number} of {self.workdir}; {last}. Lower optimizer.peak, "
-                    "raise optimizer.warmup or set optimizer.clip, and look at the data of the steps before"
+                    f"{name} is {numbers[name]} at step {number} of {self.workdir}; {self.newest()}. Lower "
+                    "optimizer.peak, raise optimizer.warmup or set optimizer.clip, and look at the data of the steps "
+                    "before"
                 )
+
+    def newest(self) -> str:
+        """What is left when a run breaks off."""
+        self.checkpoints.wait()
+        step = self.checkpoints.newest
+        return f"the newest checkpoint is step {step}" if step is not None else "there is no checkpoint"
 
 
 def evaluate(experiment: Experiment, variables: Variables, evals: Sequence[Callable], number: int) -> Result:
@@ -247,10 +256,8 @@ def evaluate(experiment: Experiment, variables: Variables, evals: Sequence[Calla
 def write_record(path: Path, config: Mapping[str, Any], seconds: float, metrics: Mapping[str, float]) -> None:
     """Appends the line that the README's tables are made of."""
     known = {name: config[name] for name in ("stem", "size", "overrides", "seed", "commit", "steps", "devices")}
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    line = {**known, "date": today, "seconds": round(seconds, 1), "metrics": dict(metrics), "judge": None}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    line = {**known, "seconds": round(seconds, 1), "metrics": dict(metrics), "judge": None}
+    run_folder.append(path, line)
 
 
 def _flops(runner: step.Step, batch: Batch) -> float | None:
@@ -258,15 +265,6 @@ def _flops(runner: step.Step, batch: Batch) -> float | None:
     if speed.peak_flops(jax.devices()[0].device_kind) is None:
         return None
     return flops.count(runner.trace(jax.eval_shape(lambda: batch)).jaxpr)
-
-
-def _agreed(answer: bool) -> bool:
-    """Process 0's answer, on every process."""
-    if jax.process_count() == 1:
-        return answer
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(answer)))
 
 
 class Stop:
@@ -293,9 +291,10 @@ class Stop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def asked(self, number: int) -> bool:
+    def asked(self, batches: int) -> bool:
+        """`batches` made so far; counted one by one, because JAX agrees on one that is still to come."""
         if self._alone:
             return self._asked
         from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(number)
+        return multihost_utils.reached_preemption_sync_point(batches)

@@ -6,6 +6,7 @@ metrics.jsonl evals.jsonl speed.jsonl pictures/ checkpoints/ report.html
 """
 
 import ast
+import datetime
 import hashlib
 import importlib.metadata
 import json
@@ -45,14 +46,24 @@ def default(recipe: Recipe) -> Path:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run; Hugging Face folders have a config.json too, but no sha256 in it."""
-    return (folder / CONFIG).is_file() and "sha256" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return (folder / CONFIG).is_file() and "sha256" in _read(folder / CONFIG)
 
 
 def config(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if not folder.is_dir() or not is_run(folder):
         raise FileNotFoundError(f"{folder} is no run folder (it has no {CONFIG} of a run); make one with `mmjax train`")
-    return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return _read(folder / CONFIG)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it, or train anew in another folder") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(found).__name__}: restore it")
+    return found
 
 
 def checkpoints(folder: str | Path) -> str | Path:
@@ -138,6 +149,13 @@ def describe(experiment: Experiment, recipe: Recipe | None) -> dict[str, Any]:
         "processes": jax.process_count(),
         "versions": versions,
     }
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """Adds a line, with today's date, to a file of recorded numbers."""
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**line, "date": today}, ensure_ascii=False) + "\n")
 
 
 def _version(name: str) -> str | None:

@@ -1,4 +1,7 @@
-"""A run of the trainer's toy as a process of its own: run_toy.py WORKDIR [INDEX PORT], which tests may kill."""
+"""A run of the trainer's toy as a process of its own, which tests may kill.
+
+run_toy.py WORKDIR [INDEX PORT [UPDATES]]
+"""
 
 import dataclasses
 import logging
@@ -35,22 +38,23 @@ class SlowPoints(toys.Points):
         return Slow()
 
 
-def experiment(**changes):
-    return averaged(steps=STEPS, save_every=3, eval_every=7, data=SlowPoints(), **changes)
+def experiment(updates=1, **changes):
+    one = averaged(steps=STEPS, save_every=3, eval_every=7, data=SlowPoints(), **changes)
+    return dataclasses.replace(one, task=dataclasses.replace(one.task, updates=updates))
 
 
 def on_one():
     return MeshShape(data=1).build(jax.devices()[:1])
 
 
-def main(workdir, index=None, port=None):
+def main(workdir, index=None, port=None, updates="1"):
     logging.basicConfig(level=logging.WARNING)
     report.write = Path  # not what is tested, and slow
     if port is None:
         loop.train(experiment(), workdir, resume=True, mesh=on_one())
         return
     distributed.initialize(f"127.0.0.1:{port}", 2, int(index), timeout=60, heartbeat=20)
-    loop.train(experiment(), workdir, resume=True)
+    loop.train(experiment(int(updates)), workdir, resume=True)
     distributed.barrier("end", timeout=60)
 
 

@@ -147,6 +147,26 @@ def test_two_hundred_damages_are_noticed(saved, tmp_path, on_eight, caplog):
     damaged_steps_are_passed_over(saved, tmp_path / "copy", on_eight.abstract, caplog, range(1000, 1200))
 
 
+def test_later_steps_that_were_passed_over_cost_no_good_one(copy, on_eight):
+    folder, _ = copy
+    for later in (8, 9):
+        shutil.copytree(folder / "3", folder / str(later))  # their manifests are of step 3
+    checkpoints = checkpoint.Checkpoints(folder)
+    assert checkpoints.find() == 3
+    save_as_step_4(checkpoints, checkpoints.restore(3, on_eight.abstract, seed=7))
+    assert checkpoint.finished(checkpoint.epath.Path(folder)) == [3, 4, 8, 9]
+    assert checkpoint.Checkpoints(folder).find() == 4
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "variables/_METADATA"])
+def test_a_file_that_cannot_be_read_is_passed_over(copy, caplog, name):
+    folder, _ = copy
+    (folder / "3" / name).unlink()
+    (folder / "3" / name).mkdir()  # opens with an OSError, for root too
+    assert checkpoint.Checkpoints(folder).find() == 2
+    assert f"{name} cannot be read (Is a directory); step 2 is used" in caplog.text
+
+
 def test_where_all_are_damaged_nothing_starts_over(copy):
     folder, _ = copy
     for name in "23":

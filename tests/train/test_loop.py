@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mmjax.nn.outputs import Aux, Result
 from mmjax.parallel.mesh import MeshShape
 from mmjax.train import loop, optim, run_folder, trees
 from mmjax.train.experiment import Source
+from mmjax.train.logging import WriteError
 from mmjax.train.task import Task, init_model
 
 
@@ -35,10 +37,14 @@ def averaged(**changes):
     return toys.experiment(task=task, evals=(kernel_size,), final_evals=(at_the_end,), **changes)
 
 
-def stop_at(monkeypatch, steps):
-    """Makes a signal arrive once before each of these steps."""
-    left = list(steps)
-    asked = lambda self, number: bool(left) and number >= left[0] and left.pop(0) is not None  # noqa: E731
+def sharded():
+    return averaged(mesh=MeshShape(data=4, fsdp=2))
+
+
+def stop_at(monkeypatch, batches):
+    """Makes a signal arrive once after each of these batches."""
+    left = list(batches)
+    asked = lambda self, made: bool(left) and made >= left[0] and left.pop(0) is not None  # noqa: E731
     monkeypatch.setattr(loop.Stop, "asked", asked)
 
 
@@ -60,7 +66,7 @@ def straight(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("straight")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mmjax.report.write", lambda folder: folder)
-        outcome = loop.train(averaged(mesh=MeshShape(data=4, fsdp=2)), workdir / "run")
+        outcome = loop.train(sharded(), workdir / "run")
     return workdir / "run", outcome
 
 
@@ -145,7 +151,7 @@ def rollouts():
 def test_rollouts_are_saved_between_batches_only_and_go_on(tmp_path, monkeypatch, lines):
     whole = loop.train(rollouts(), tmp_path / "one")
     assert sorted(int(path.name) for path in (tmp_path / "one" / "checkpoints").iterdir()) == [9, 12]
-    stop_at(monkeypatch, [5])
+    stop_at(monkeypatch, [2])
     assert loop.train(rollouts(), tmp_path / "two").stopped
     assert [line["step"] for line in lines(tmp_path / "two" / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
     outcome = loop.train(rollouts(), tmp_path / "two", resume=True)
@@ -171,6 +177,45 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_state(tmp_path):
         loop.train(experiment, tmp_path / "run")
     with pytest.raises(ValueError, match="loss is nan at step 5"):
         loop.train(dataclasses.replace(experiment, log_every=1), tmp_path / "again")
+
+
+def test_a_disk_full_of_numbers_is_one_sentence_and_the_run_goes_on(straight, tmp_path):
+    """The kernel's own error while metrics.jsonl is written, from the limit on the size of a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    shutil.copytree(straight[0], tmp_path / "run")
+    for step in (tmp_path / "run" / "checkpoints").iterdir():
+        if int(step.name) > 4:
+            shutil.rmtree(step)
+    (tmp_path / "run" / "speed.jsonl").unlink()  # longer
+    size = sum(len(line) for line in (straight[0] / "metrics.jsonl").read_bytes().splitlines(keepends=True)[:4])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))
+    message = r"^cannot write step 5 to .*metrics.jsonl: File too large; the newest checkpoint is step 4\. Make room"
+    try:
+        with pytest.raises(WriteError, match=message):
+            loop.train(sharded(), tmp_path / "run", resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    again = loop.train(sharded(), tmp_path / "run", resume=True)
+    same_run(straight[0], tmp_path / "run", (straight[1].state, again.state))
+
+
+def test_a_damaged_line_of_numbers_is_named(tmp_path):
+    loop.train(toys.experiment(steps=3), tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"loss"', "loss", 1))
+    with pytest.raises(ValueError, match=r"metrics.jsonl is damaged at line 1 .*: mend or delete that line"):
+        loop.train(toys.experiment(steps=3), tmp_path / "run", resume=True)
+
+
+def test_a_damaged_config_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"sha256": ')
+    with pytest.raises(ValueError, match=r"config.json is damaged \(.*\): restore it"):
+        run_folder.config(tmp_path)
+
+
+def test_nothing_to_resume_is_said(tmp_path, capsys):
+    loop.train(toys.experiment(steps=2), tmp_path / "run", resume=True)
+    assert "run holds nothing to resume: starting at step 0" in capsys.readouterr().out
 
 
 FILE = '''"""A toy: learns nothing of note."""
