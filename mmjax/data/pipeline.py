@@ -76,15 +76,6 @@ def spec(data: Data, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for name, x in one.items()}
 
 
-def on(sharding: jax.sharding.Sharding) -> Callable[[Batch], dict[str, jax.Array]]:
-    """A `place` for `prefetch`: this process's rows become its part of global arrays laid out by `sharding`."""
-
-    def place(batch: Batch) -> dict[str, jax.Array]:
-        return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
-
-    return place
-
-
 class Prefetched:
     """Iterates over placed batches that a thread builds ahead; see `prefetch`."""
 
@@ -132,7 +123,7 @@ class Prefetched:
 def prefetch(batches: Any, start: int, place: Callable[[Batch], Any], depth: int = 2) -> Prefetched:
     """Placed batches from number `start` on, built `depth` ahead in a thread; use it in a `with` block.
 
-    `place` puts a batch on the devices: `on(sharding)`, or any function. `.wait_seconds` tells how long the consumer
+    `place` puts a batch on the devices. `.wait_seconds` tells how long the consumer
     has waited for data so far. An error while building batch i is raised when batch i is asked for.
     """
     if depth < 1:

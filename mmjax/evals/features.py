@@ -30,7 +30,8 @@ def _encode(model: Any, variables: dict, inputs: dict, method: str) -> np.ndarra
     count = len(next(iter(inputs.values())))
     if not count:
         raise ValueError(f"there is nothing to {method.replace('_', ' ')}: the split or the list is empty")
-    size = min(count, BATCH_SIZE)
+    shards = sharding.shards(*sharding.BATCH)
+    size = -(-min(count, BATCH_SIZE) // shards) * shards  # each device has as many rows
     rows = np.arange(-(-count // size) * size) % count  # the last batch is filled up from the start: one compile
     batches = ({name: x[rows[i : i + size]] for name, x in inputs.items()} for i in range(0, len(rows), size))
     return np.concatenate([np.asarray(_apply(model, variables, batch, method)) for batch in batches])[:count]

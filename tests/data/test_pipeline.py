@@ -4,12 +4,10 @@ import dataclasses
 import threading
 import time
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmjax.data import pipeline
 
@@ -86,14 +84,6 @@ def test_prefetch_hands_out_the_batches_in_order_from_the_start():
     with pipeline.prefetch(batches, 5, place=lambda batch: batch, depth=3) as ahead:
         for step in range(5, 12):
             assert_equal(next(ahead), batches[step])
-
-
-def test_prefetch_places_on_the_devices():
-    sharding = NamedSharding(Mesh(np.array(jax.devices()[:1]), ("data",)), PartitionSpec("data"))
-    with pipeline.prefetch(Toy().batches(4, seed=0), 0, pipeline.on(sharding)) as ahead:
-        batch = next(ahead)
-    assert batch["noise"].sharding == sharding
-    assert_equal({k: np.asarray(v) for k, v in batch.items()}, Toy().batches(4, seed=0)[0])
 
 
 class Recorder:
