@@ -6,6 +6,7 @@ Parsing only; the commands themselves are in `commands.py`, imported when one ru
 import argparse
 import dis
 import importlib
+import logging
 import os
 import sys
 import textwrap
@@ -13,6 +14,7 @@ import traceback
 from pathlib import Path
 
 MISTAKE = 2  # exit code for what the user can mend; 1 is a fault of ours
+DEBUG = "MMJAX_DEBUG"  # set to anything: tracebacks also for mistakes, and what was chosen automatically
 
 
 def parser() -> argparse.ArgumentParser:
@@ -157,6 +159,7 @@ def _plan(commands) -> None:
     command.add_argument(
         "--topology", required=True, metavar="KIND:SHAPE", help="v5e:16x16, v6e:4x4, v5p:4x4x4 (chips), h100:8 (cards)"
     )
+    command.add_argument("--record", action="store_true", help="append what fits to experiments/plans.jsonl")
 
 
 def _convert(commands) -> None:
@@ -196,6 +199,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0 done, 1 a fault of ours or a plan that does not fit, 2 a mistake."""
     asked = parse(argv)
+    if os.environ.get(DEBUG):
+        logging.basicConfig()
+        logging.getLogger("mmjax").setLevel(logging.DEBUG)
     run = getattr(importlib.import_module("mmjax.commands"), asked.command)
     try:
         return run(asked)
@@ -205,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _failed(error: Exception) -> int:
     """One sentence for a mistake, everything for a fault; ends the process at once where others wait for it."""
-    if _is_mistake(error) and not os.environ.get("MMJAX_DEBUG"):
+    if _is_mistake(error) and not os.environ.get(DEBUG):
         print(f"mmjax: error: {_sentence(error)}", file=sys.stderr)
         code = MISTAKE
     else:

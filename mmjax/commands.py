@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 RECORDS = Path("experiments/results.jsonl")
+PLANS = Path("experiments/plans.jsonl")
 
 
 def train(asked: argparse.Namespace) -> int:
@@ -36,11 +37,22 @@ def eval(asked: argparse.Namespace) -> int:
     if not evals:
         raise ValueError(f"the experiment of {asked.run} has no evals")
     step = checkpoint.Checkpoints(run_folder.checkpoints(asked.run)).find()
-    place = sources.placing(experiment.mesh.build(), experiment.rules)
-    variables = checkpoint.load_variables(asked.run, experiment.task.serve, place=place)  # "params" is what it serves
+    place = sources.placing(_mesh_here(experiment.mesh), experiment.rules)
+    variables = checkpoint.load_variables(asked.run, experiment.task.serve, place=place, step=step)
     result = loop.evaluate(experiment, variables, evals, step)
     print(f"step {step} of {asked.run}\n{as_lines(result.metrics)}")
     return 0
+
+
+def _mesh_here(shape: Any) -> Any:
+    """The run's mesh, or all devices side by side where it was trained on another number of them."""
+    from mmjax.parallel.mesh import MeshShape
+
+    try:
+        return shape.build()
+    except ValueError as error:
+        print(f"{error}. Evaluating with data parallelism over the devices here", flush=True)
+        return MeshShape().build()
 
 
 def sample(asked: argparse.Namespace) -> int:
@@ -98,7 +110,7 @@ def _sample_weights(folder: Path, images: tuple, texts: tuple[str, ...]) -> int:
 
 def plan(asked: argparse.Namespace) -> int:
     from mmjax.parallel import plan as plans
-    from mmjax.train import overrides, step
+    from mmjax.train import overrides, run_folder, step
 
     machine = plans.topology(asked.topology)  # first: it keeps JAX from looking for accelerators here
     experiment = overrides.load_experiment(asked.file, asked.size, asked.overrides)
@@ -107,6 +119,13 @@ def plan(asked: argparse.Namespace) -> int:
     print(f"compiling {asked.file} --size {asked.size} for {asked.topology}; large models take minutes", flush=True)
     made = plans.make(traced, machine, mesh)
     print(made)
+    if asked.record and made.fits:
+        import jax
+
+        recipe = run_folder.Recipe(asked.file, asked.size, tuple(asked.overrides))
+        known = run_folder.describe(experiment, recipe)
+        line = {name: known[name] for name in ("stem", "size", "overrides", "commit", "batch_size")}
+        run_folder.append(PLANS, {**line, **made.record(), "versions": {"jax": jax.__version__}})
     return 0 if made.fits else 1
 
 

@@ -17,7 +17,6 @@ heads over TENSOR, as far as they divide; the length is not split.
 """
 
 import functools
-import logging
 from collections.abc import Callable
 
 import jax
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.sharding import PartitionSpec
 
-from mmjax.ops import masks, sharding
+from mmjax.ops import choice, masks, sharding
 
 # T x S up to which XLA's plain attention is taken on TPU. There the weights [B H T S] are about as large as the MLP's
 # hidden layer, and splash would pad 197 or 257 tokens to a multiple of 128. Chosen by memory, not timed on a TPU.
@@ -64,7 +63,7 @@ def attention(
     if not why_not_cudnn(query, mask):
         kernels["cuda"] = cudnn
     taken = [f"{kernel.__name__} on {platform}" for platform, kernel in kernels.items()]
-    _say(f"attention {query.dtype} {query.shape} x {key.shape}: {', '.join([*taken, 'xla elsewhere'])}")
+    choice.say(f"attention {query.dtype} {query.shape} x {key.shape}: {', '.join([*taken, 'xla elsewhere'])}")
     if not kernels:
         return xla(query, key, value, mask, scale)
     branches = {platform: functools.partial(kernel, scale=scale) for platform, kernel in kernels.items()}
@@ -231,9 +230,3 @@ def _check(query: jax.Array, key: jax.Array, value: jax.Array, mask: AnyMask) ->
             f"mask must be an object of ops.masks or bool [B H T S] = {wanted}, with 1 where it repeats, got "
             f"{dense.dtype} {dense.shape}; for valid keys [B S] use masks.Padding, for [T S] use mask[None, None]"
         )
-
-
-@functools.cache
-def _say(message: str) -> None:
-    """Logs each different message once."""
-    logging.getLogger(__name__).debug(message)

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from mmjax.ops import sharding
+from mmjax.ops import choice, sharding
 
 TILE = 2**21  # logits that `gather` makes at a time: 8 MB
 RING_FROM = 2**18  # global batch from which a copy of all rows (0.6 GB at E = 1,152 in bfloat16) costs too much
@@ -82,6 +82,7 @@ def _loss(kind, images, texts, scale, bias, labels, implementation):
         implementation = "ring" if images.shape[0] >= RING_FROM else "gather"
         if shards == 1 or images.shape[0] % shards:
             implementation = "reference"
+        choice.say(f"contrastive loss of {images.shape} over {shards} batch shards: {implementation}")
     if implementation == "reference":
         return kind.reference(scale * _dot(images, texts) + bias, labels[:, None] == labels)
     if implementation not in _SWEEPS:

@@ -97,6 +97,14 @@ class Plan:
     def __str__(self) -> str:
         return render(self)
 
+    def record(self) -> dict[str, Any]:
+        """What a line of experiments/plans.jsonl keeps of it."""
+        gib = {"gib": round(self.memory.needed / GIB, 3), "gib_limit": round(self.topology.memory / GIB, 3)}
+        return {
+            "topology": self.topology.name, "mesh": _axes(self.mesh), "fits": self.fits, **gib, "flops": self.flops,
+            "collectives": self.collectives, "compile_seconds": round(self.compile_seconds, 1),
+        }  # fmt: skip
+
 
 def topology(name: str) -> Topology:
     """'v5e:16x16', 'v6e:4x4', 'v5p:4x4x4' (chips along each axis), or 'h100:8' (cards of one host)."""
@@ -194,6 +202,10 @@ def _whole(arguments: Any, shardings: Any) -> tuple[Whole, ...]:
     return tuple(sorted(found, key=lambda one: -one.bytes))
 
 
+def _axes(mesh: dict[str, int]) -> str:
+    return " x ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1) or "one device"
+
+
 def _size(count: int) -> str:
     return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"
 
@@ -204,7 +216,7 @@ def render(plan: Plan, rows: int = 6) -> str:
     from rich.table import Table
 
     table = Table("", "per device", title=f"{plan.topology.name}: {len(plan.topology.devices)} devices", min_width=72)
-    table.add_row("mesh", " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device")
+    table.add_row("mesh", _axes(plan.mesh))
     if plan.memory.needed:
         table.add_row("arguments", _size(plan.memory.arguments))
         table.add_row(

@@ -1,4 +1,4 @@
-"""Tables of README.md, made from experiments/results.jsonl: no number is typed by hand.
+"""Tables of README.md, made from experiments/results.jsonl and plans.jsonl: no number is typed by hand.
 
     python -m mmjax.report.results README.md [--check]
 
@@ -10,6 +10,9 @@ A table stands between two marks, and is replaced there (--check only compares, 
 The mark names an experiment, or one size of it as "clip_emoji-small", and the metrics to show; without metrics, all
 that have a chance. Of runs with the same size, overrides and seed the last recorded one counts. Each line holds
 `stem size overrides seed commit steps devices date seconds metrics judge`, as `mmjax train --record` writes it.
+
+The table of plans stands between <!-- plans --> and <!-- /plans -->: the newest line of each experiment, size,
+overrides and topology, as `mmjax plan --record` writes it.
 """
 
 import argparse
@@ -27,6 +30,8 @@ TABLE = re.compile(
     r"(?P<open><!-- results:(?P<name>[\w-]+)(?P<metrics>[^>]*?) -->\n).*?(?P<close><!-- /results -->)", re.S
 )
 MARK = re.compile(r"<!-- results:")
+PLANS = Path("experiments/plans.jsonl")
+PLAN_TABLE = re.compile(r"(?P<open><!-- plans -->\n).*?(?P<close><!-- /plans -->)", re.S)
 
 
 def read(path: Path = RESULTS) -> list[dict[str, Any]]:
@@ -77,8 +82,25 @@ def cell(metrics: dict[str, float], key: str) -> str:
     return f"**{number(metrics[key])}**{chance}"
 
 
-def render(text: str, results: Sequence[dict]) -> str:
+def plan_table(plans: Sequence[dict]) -> str:
+    """A Markdown table, one row for each experiment and machine; numbers are of one device."""
+    newest = {(one["stem"], one["size"], tuple(one["overrides"]), one["topology"]): one for one in plans}
+    rows = [["experiment", "topology", "mesh", "batch", "GiB", "of GiB", "TFLOP a step", "collectives", "commit"]]
+    for one in newest.values():
+        what = " ".join([one["stem"], one["size"], *(f"`{text}`" for text in one["overrides"])])
+        counts = ", ".join(f"{count} {name}" for name, count in one["collectives"].items() if count)
+        sizes = [f"**{one['gib']:.2f}**", f"{one['gib_limit']:.2f}", f"{one['flops'] / 1e12:,.1f}"]
+        rows.append(
+            [what, one["topology"], one["mesh"], f"{one['batch_size']:,}", *sizes, counts, one["commit"] or "–"]
+        )
+    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body]) + "\n"
+
+
+def render(text: str, results: Sequence[dict], plans: Sequence[dict] = ()) -> str:
     """`text` with every table made anew."""
+    if plans:
+        text = PLAN_TABLE.sub(lambda m: m["open"] + plan_table(plans) + m["close"], text)
     whole = len(TABLE.findall(text))
     if whole != len(MARK.findall(text)):
         raise ValueError(
@@ -94,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if a table is stale")
     arguments = parser.parse_args(argv)
     before = arguments.file.read_text(encoding="utf-8")
-    after = render(before, read(arguments.results))
+    plans = arguments.results.with_name(PLANS.name)
+    after = render(before, read(arguments.results), read(plans) if plans.exists() else [])
     if arguments.check:
         if stale := before != after:
             print(f"{arguments.file} is stale; run: python -m mmjax.report.results {arguments.file}", file=sys.stderr)

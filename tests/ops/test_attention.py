@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mmjax.ops import attention, masks
+from mmjax.ops import attention, choice, masks
 
 FAST = {
     "xla": attention.xla,
@@ -175,7 +175,7 @@ def test_the_automatic_choice_offers_splash_to_long_sequences_only():
 
 def test_the_automatic_choice_runs_on_this_platform_and_says_once_what_it_took(caplog):
     query, key, value, cotangent = draw(520, 520, heads=2, key_heads=1, batch=1)
-    attention._say.cache_clear()
+    choice.say.cache_clear()
     run = lambda q, k, v, mask, scale: attention.attention(q, k, v, mask=mask, scale=scale)  # noqa: E731
     with caplog.at_level(logging.DEBUG, logger="mmjax"):
         assert_equal(["automatic"], query, key, value, cotangent, masks.Causal(), {"automatic": run})

@@ -79,7 +79,25 @@ def test_the_command_writes_and_checks(tmp_path, capsys):
     assert results.main([*arguments, "--check"]) == 0
 
 
+def plan(**changes):
+    return {
+        "stem": "clip_emoji", "size": "paper", "overrides": [], "commit": "abc", "batch_size": 32768, "fits": True,
+        "topology": "v5e:16x16", "mesh": "data 16 x fsdp 16", "gib": 6.331, "gib_limit": 15.75, "flops": 1.25e14,
+        "collectives": {"all-gather": 12, "all-to-all": 0}, "compile_seconds": 1.0, "date": "2026-11-25", **changes,
+    }  # fmt: skip
+
+
+def test_the_newest_plan_of_each_machine_is_shown():
+    plans = [plan(gib=9.0), plan(topology="v6e:8x8"), plan()]
+    found = results.render("a\n<!-- plans -->\nold\n<!-- /plans -->\nb", [], plans)
+    assert found.splitlines()[4] == (
+        "| clip_emoji paper | v5e:16x16 | data 16 x fsdp 16 | 32,768 | **6.33** | 15.75 | 125.0 | 12 all-gather | abc |"
+    )
+    assert found.count("clip_emoji paper") == 2
+    assert "9.00" not in found
+
+
 def test_the_readme_holds_the_recorded_numbers():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert results.MARK.search(text), "README.md shows no results"
-    assert results.render(text, results.read(ROOT / results.RESULTS)) == text
+    assert results.render(text, results.read(ROOT / results.RESULTS), results.read(ROOT / results.PLANS)) == text
