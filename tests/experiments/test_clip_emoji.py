@@ -36,6 +36,7 @@ def test_recorded_runs_pass_the_bars():
     lines = [json.loads(line) for line in (EXPERIMENTS / "results.jsonl").read_text().splitlines()]
     runs = [line for line in lines if (line["stem"], line["size"]) == ("clip_emoji", "small") and not line["overrides"]]
     assert runs
+    assert runs[-1]["steps"] == overrides.load_experiment(EXPERIMENTS / "clip_emoji.py", "small").steps
     for run in runs:
         missed = {name: run["metrics"][name] for name, good in BARS.items() if not good(run["metrics"][name])}
         assert not missed, f"the run of {run['date']} misses {missed}"
