@@ -134,14 +134,14 @@ class Pack:
 
     @functools.cached_property
     def _held_out_concepts(self) -> np.ndarray:  # [N] bool
-        return np.array([_fraction("concept", concept.code) < SHARE for concept in self.concepts])
+        return np.array([fraction("concept", concept.code) < SHARE for concept in self.concepts])
 
     @functools.cached_property
     def _validation(self) -> np.ndarray:  # [A N] bool
-        return np.array([[_fraction(artist, concept.code) < SHARE for concept in self.concepts] for artist in ARTISTS])
+        return np.array([[fraction(artist, concept.code) < SHARE for concept in self.concepts] for artist in ARTISTS])
 
 
-def _fraction(*words: str) -> float:
+def fraction(*words: str) -> float:
     """A number in [0, 1) that depends on nothing but the words."""
     return int.from_bytes(hashlib.sha256("/".join(words).encode()).digest()[:4], "big") / 2**32
 

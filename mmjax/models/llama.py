@@ -103,6 +103,12 @@ def smollm2_1_7b() -> LlamaConfig:
     return _smollm2(2048, 24, num_kv_heads=32, hidden=8192, theta=130_000.0)
 
 
+def small(vocab_size: int) -> LlamaConfig:
+    """1.5 million parameters at 2,048 ids: learns something within minutes on a laptop."""
+    compute = Compute(unroll=True)
+    return LlamaConfig(vocab_size, 256, 160, 4, 4, 2, 40, 432, tied=True, compute=compute)
+
+
 class Llama(nn.Module):
     config: LlamaConfig
 
