@@ -216,6 +216,8 @@ def _check(model, input_ids, attention_mask, max_new_tokens, sampling, rng) -> j
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     if sampling.temperature > 0 and rng is None:
         raise ValueError(f"temperature {sampling.temperature} draws tokens at random; give rng=jax.random.key(...)")
+    if not 0 <= sampling.pad_id < model.config.vocab_size:
+        raise ValueError(f"sampling.pad_id is {sampling.pad_id}, but ids are 0 to {model.config.vocab_size - 1}")
     attention_mask = np.ones(input_ids.shape, bool) if attention_mask is None else attention_mask
     if attention_mask.shape != input_ids.shape:
         raise ValueError(f"attention_mask must be [B T] as input_ids {input_ids.shape}, got {attention_mask.shape}")
