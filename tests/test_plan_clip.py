@@ -33,11 +33,12 @@ def test_clip_l14_at_batch_32768_fits_a_pod(pod):
 
     assert len(machine.devices) == 256
     assert made.fits, made.reason
-    assert 0 < made.memory.arguments < made.memory.peak <= made.memory.needed < 15.75 * 2**30
+    # README has the numbers. A lost constraint or remat shows as a GiB more, or as collectives inside the layers.
+    assert 0 < made.memory.arguments < made.memory.peak <= made.memory.needed < 7 * 2**30
     # Parameters are gathered layer by layer, embeddings for the contrast; gradients are summed.
-    assert made.collectives["all-gather"] > 0
-    assert made.collectives["all-reduce"] + made.collectives["reduce-scatter"] > 0
-    assert made.collectives["all-to-all"] == 0
+    assert 0 < made.collectives["all-gather"] < 150
+    assert 0 < made.collectives["all-reduce"] + made.collectives["reduce-scatter"] < 40
+    assert made.collectives["all-to-all"] + made.collectives["collective-permute"] == 0
     assert made.whole == ()  # nothing large is held by every chip
     rows = experiment.batch_size / len(machine.devices)
     assert made.flops == pytest.approx(rows * (step_flops(**VISION) + step_flops(**TEXT)), rel=0.02)
