@@ -18,6 +18,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 PAD, UNKNOWN, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+INSIDE = 0xF0000  # Unicode's plane 15, which no text uses
 NORMALIZER = {  # field of tokenizer.json -> the same in tokenizer_config.json
     "lowercase": "do_lower_case", "strip_accents": "strip_accents", "handle_chinese_chars": "tokenize_chinese_chars",
 }  # fmt: skip
@@ -141,12 +142,23 @@ def load(path: str | Path) -> Tokenizer:
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Learns an uncased vocabulary from `texts`. Few texts give fewer ids than asked for."""
-    core = tokenizers.Tokenizer(models.WordPiece(unk_token=UNKNOWN))
-    core.normalizer, core.pre_tokenizer = _normalizer({}), pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False)
-    core.train_from_iterator(texts, trainer)
-    return _built(core.get_vocab(), {})
+    """Learns an uncased vocabulary from `texts`; the same texts give the same one. Few texts give fewer ids than asked
+    for."""
+    normalizer, split = _normalizer({}), pre_tokenizers.BertPreTokenizer()
+    words = (word for text in texts for word, _ in split.pre_tokenize_str(normalizer.normalize_str(text)))
+    # Letters inside of words are learned as other letters than those at their start. The library's own trainer of word
+    # pieces numbers them in an order that changes from run to run.
+    marked = (word[0] + "".join(chr(ord(letter) + INSIDE) for letter in word[1:]) for word in words)
+    core = tokenizers.Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False)
+    core.train_from_iterator(marked, trainer)
+
+    def piece(token: str) -> str:
+        plain = "".join(chr(ord(letter) - INSIDE) if ord(letter) >= INSIDE else letter for letter in token)
+        return plain if ord(token[0]) < INSIDE else f"##{plain}"
+
+    return _built({piece(token): number for token, number in core.get_vocab().items()}, {})
 
 
 def _json(path: Path) -> dict:
