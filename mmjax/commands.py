@@ -2,6 +2,7 @@
 them."""
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,9 @@ def _mesh_here(shape: Any) -> Any:
 def sample(asked: argparse.Namespace) -> int:
     images = tuple(_picture(path) for path in asked.image)
     if asked.weights is not None:
-        return _sample_weights(asked.weights, images, tuple(asked.words))
+        return _sample_weights(asked, images, tuple(asked.words))
     if not asked.words:
-        raise ValueError("sample needs a run folder (or --weights FOLDER), then texts: mmjax sample RUN TEXT...")
+        raise ValueError("sample needs a run folder (or --weights PATH), then texts: mmjax sample RUN TEXT...")
     return _sample_run(Path(asked.words[0]), images, tuple(asked.words[1:]))
 
 
@@ -82,18 +83,25 @@ def _sample_run(run: Path, images: tuple, texts: tuple[str, ...]) -> int:
 
 
 def _sample_weights(folder: Path, images: tuple, texts: tuple[str, ...]) -> int:
-    """Zero-shot probabilities of the texts for each image, by a CLIP of another library."""
+    """By a model of another library: a BERT's answer to texts, or a CLIP's probabilities of texts for each image."""
+    from mmjax import weights
+    from mmjax.weights import bert
+
+    model, variables = weights.load_hf(folder)
+    if isinstance(model, bert.MODEL):
+        from mmjax.evals import semantic_search
+
+        print(semantic_search.answer(folder, model, variables, texts).text)
+        return 0
     if not images or not texts:
         raise ValueError("with --weights, give --image FILE and the texts to choose from")
     import numpy as np
 
-    from mmjax import weights
     from mmjax.evals import features, search
     from mmjax.models import clip
     from mmjax.ops import images as image_ops
     from mmjax.text import clip_bpe
 
-    model, variables = weights.load_hf(folder)
     if not isinstance(model, clip.CLIP):
         raise ValueError(f"sample --weights compares images with texts and needs a CLIP, {folder} holds another model")
     config, tokenizer = model.config, clip_bpe.load(folder)

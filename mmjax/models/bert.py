@@ -194,9 +194,12 @@ class BERT(nn.Module):
         first = Linear(c.width, dtype=dtype, kernel_init=INIT, name="pooler")(x[:, 0]) if self.pooled else None
         return BERTOutput(x, None if first is None else jnp.tanh(first), hidden_states)
 
-    def encode_text(self, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
+    def encode_text(
+        self, input_ids: jax.Array, attention_mask: jax.Array, token_type_ids: jax.Array | None = None
+    ) -> jax.Array:
         """[B T], [B T] bool -> [B D] of length 1: the mean over a text's tokens."""
-        x = mean_pool(self(input_ids, attention_mask).last_hidden_state.astype(jnp.float32), attention_mask)
+        states = self(input_ids, attention_mask, token_type_ids).last_hidden_state
+        x = mean_pool(states.astype(jnp.float32), attention_mask)
         return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
