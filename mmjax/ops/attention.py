@@ -108,7 +108,7 @@ def cudnn(
     `backend="xla"` runs the same preparation without a GPU.
     """
     length, odd_queries, odd_keys = query.shape[1], query.shape[1] % 2, key.shape[1] % 2
-    causal = isinstance(mask, masks.Causal) and length == key.shape[1]  # cuDNN's causal counts from the first key
+    causal, window = _causal(mask) if length == key.shape[1] else (False, None)  # cuDNN's counts from the first key
     dense = None if causal or _sees_all(mask) else _dense(mask, query, key)
     if dense is not None:  # becomes a bias, which hides the padding too
         dense = jnp.broadcast_to(dense, (*dense.shape[:2], length, key.shape[1]))
@@ -120,7 +120,7 @@ def cudnn(
         lengths = {"query_seq_lengths": count(query, odd_queries), "key_value_seq_lengths": count(key, odd_keys)}
         return jax.nn.dot_product_attention(
             query, key, value, mask=dense, is_causal=causal, scale=scale, implementation=backend,
-            **(lengths if padded else {}),
+            local_window_size=window, **(lengths if padded else {}),
         )  # fmt: skip
 
     pad = lambda x, odd: jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0)))  # noqa: E731
@@ -192,6 +192,16 @@ def _per_device(run: Callable, query: jax.Array, key: jax.Array, value: jax.Arra
         axis_names=set(names),
         check_vma=False,  # kernels do not say over which axes their results vary
     )(query, key, value, *others)
+
+
+def _causal(mask: AnyMask) -> tuple[bool, tuple[int, int] | None]:
+    """Whether the mask is Causal and maybe a SlidingWindow, and then how far it reaches back and ahead."""
+    found = masks.parts(mask) if isinstance(mask, masks.Mask) else ()
+    windows = [part.size - 1 for part in found if isinstance(part, masks.SlidingWindow)]
+    causal = [part for part in found if isinstance(part, masks.Causal)]
+    if not causal or len(windows) + len(causal) < len(found):
+        return False, None
+    return True, (min(windows), 0) if windows else None
 
 
 def _sees_all(mask: AnyMask) -> bool:

@@ -59,6 +59,7 @@ VALID = jnp.arange(37) < jnp.array([[20], [0]])  # the second row has no key at 
 MASKS = {
     "none": None,
     "causal": masks.Causal(),
+    "window": masks.Causal() & masks.SlidingWindow(5),
     "prefix": masks.Prefix(5),
     "prefix by row": masks.Prefix(jnp.array([3, 9])),
     "block causal": masks.BlockCausal((1, 4, 9, 16, 7)),
@@ -92,7 +93,7 @@ def test_every_implementation_equals_the_reference(mask):
     query, key, value, cotangent = draw(37, 37)
     able = [] if attention.why_not_splash(query, mask) else ["splash"]
     assert bool(able) == (isinstance(mask, masks.Mask | None) and mask is not MASKS["prefix by row"])
-    if not able or any(mask is MASKS[name] for name in ("none", "causal", "padding")):
+    if not able or any(mask is MASKS[name] for name in ("none", "causal", "window", "padding")):
         # To these two the remaining masks are [B 1 T S] arrays like any other.
         able += ["xla", "cudnn"]
     assert_equal(able, query, key, value, cotangent, mask)
@@ -100,8 +101,13 @@ def test_every_implementation_equals_the_reference(mask):
 
 @pytest.mark.parametrize(
     ("lengths", "mask"),
-    [((1, 37), masks.Causal()), ((40, 37), masks.Causal()), ((6, 37), masks.Padding(VALID))],
-    ids=["decoding", "more queries than keys", "Q-Former"],
+    [
+        ((1, 37), masks.Causal()),
+        ((6, 37), MASKS["window"]),
+        ((40, 37), masks.Causal()),
+        ((6, 37), masks.Padding(VALID)),
+    ],
+    ids=["decoding", "decoding in a window", "more queries than keys", "Q-Former"],
 )
 def test_queries_and_keys_of_different_length(lengths, mask):
     assert_equal(["splash", "cudnn"], *draw(*lengths), mask)

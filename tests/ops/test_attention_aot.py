@@ -63,9 +63,10 @@ def test_tpu_takes_splash_for_long_sequences(topology):
     [
         ((2, 32, 577, 4, 4, 80), jnp.bfloat16, masks.Padding(jnp.zeros((2, 577), bool))),
         ((2, 680, 680, 4, 4, 64), jnp.bfloat16, masks.BlockCausal((1, 4, 9, 16, 25, 36, 64, 100, 169, 256))),
+        ((2, 2048, 2048, 8, 2, 128), jnp.bfloat16, masks.Causal() & masks.SlidingWindow(512)),
         ((2, 2048, 2048, 2, 2, 256), jnp.float32, masks.Causal()),  # the largest tiles there are
     ],
-    ids=["Q-Former", "VAR", "largest tiles"],
+    ids=["Q-Former", "VAR", "Mistral", "largest tiles"],
 )
 def test_tpu_compiles_splash_for(sizes, dtype, mask):
     compiled = compile_gradient(mesh_of("v5e:2x2", (2, 2)), sizes, dtype, mask, "splash")
@@ -99,11 +100,12 @@ def test_the_choice_costs_no_memory_in_a_scan_of_layers():
     ("sizes", "mask", "calls"),
     [
         ((4, 1024, 1024, 8, 2, 64), masks.Causal(), "Softmax"),
+        ((4, 1024, 1024, 8, 2, 64), masks.Causal() & masks.SlidingWindow(256), "Softmax"),
         ((4, 257, 257, 8, 8, 64), None, "Softmax"),  # ViT-L: odd, so padded
         ((4, 32, 257, 8, 8, 64), None, "Softmax"),  # Q-Former
         ((2, 1100, 1100, 8, 8, 64), masks.Causal() & masks.Segments(IDS, IDS), "ScaleBiasSoftmax"),
     ],
-    ids=["causal", "ViT", "Q-Former", "segments"],
+    ids=["causal", "window", "ViT", "Q-Former", "segments"],
 )
 def test_h100_takes_cudnn(sizes, mask, calls):
     if reason := attention.why_not_cudnn(jnp.zeros((1, 2, 1, 64), jnp.bfloat16), None):

@@ -32,6 +32,7 @@ def test_every_mask_follows_its_rule(lengths, data):
         (masks.Causal(), lambda b, q, k, i: k <= q),
         (masks.Prefix(2), lambda b, q, k, i: k <= q or k < 2),
         (masks.Prefix(jnp.asarray(prefixes)), lambda b, q, k, i: k <= q or k < prefixes[b]),
+        (masks.SlidingWindow(3), lambda b, q, k, i: q - k < 3),
         (masks.BlockCausal(sizes), lambda b, q, k, i: block[k] <= block[q]),
         (masks.Padding(jnp.asarray(valid)), lambda b, q, k, i: valid[b, k]),
         (masks.Segments(jnp.asarray(queries), jnp.asarray(keys)), lambda b, q, k, i: queries[b, i] == keys[b, k]),
@@ -57,6 +58,7 @@ def test_static_masks_let_every_position_see_itself():
         masks.Causal(),
         masks.Prefix(1),
         masks.BlockCausal((1, 4)),
+        masks.SlidingWindow(1),
         masks.Causal() & masks.Full(),
     ):
         assert mask.static
@@ -82,3 +84,13 @@ def test_lengths_that_do_not_fit_are_errors():
         masks.Padding(jnp.ones((2, 3), bool)).dense(4, 4)
     with pytest.raises(ValueError, match="2 queries and 3 keys"):
         masks.Segments(jnp.ones((1, 2), int), jnp.ones((1, 4), int)).dense(2, 3)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        masks.SlidingWindow(0)
+
+
+def test_a_decoders_mask_is_made_of_what_is_given():
+    ids, valid = jnp.array([[0, 0, 1, 1, 1]]), jnp.array([[True, True, True, True, False]])
+    assert masks.causal() == masks.Causal()
+    assert masks.causal(window=2) == masks.Causal() & masks.SlidingWindow(2)
+    wanted = table(lambda b, q, k, i: k <= q and q - k < 2 and ids[0, q] == ids[0, k] and valid[0, k], 1, 5, 5)
+    np.testing.assert_array_equal(masks.causal(valid, ids, 2).dense(5, 5), wanted)
