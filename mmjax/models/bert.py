@@ -27,7 +27,7 @@ from mmjax.nn.attention import Attention
 from mmjax.nn.blocks import PostNormBlock
 from mmjax.nn.embeddings import Embed
 from mmjax.nn.linear import Linear, matmul
-from mmjax.nn.mlp import MLP, gelu_tanh
+from mmjax.nn.mlp import MLP, gelu, gelu_tanh
 from mmjax.nn.norms import LayerNorm
 from mmjax.nn.outputs import Aux
 from mmjax.nn.stack import Compute, Stack
@@ -74,7 +74,7 @@ def large() -> BERTConfig:  # section 3
 
 def minilm(depth: int = 6) -> BERTConfig:
     """all-MiniLM-L6-v2 and -L12: heads are 32 wide. Wang et al. 2020, arXiv:2002.10957."""
-    return BERTConfig(width=384, depth=depth, num_heads=12, hidden=1536)
+    return BERTConfig(width=384, depth=depth, num_heads=12, hidden=1536, activation=gelu)
 
 
 def small(vocab_size: int, length: int) -> BERTConfig:
