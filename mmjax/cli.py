@@ -119,19 +119,25 @@ def _eval(commands) -> None:
 
 def _sample(commands) -> None:
     command = _command(
-        commands, "sample", "ask a trained run, or a CLIP from Hugging Face, for an answer",
+        commands, "sample", "ask a trained run, a language model or a CLIP for an answer",
         """
         mmjax sample runs/clip_emoji-small "a red heart" "a cat with a smile"
         mmjax sample runs/clip_emoji-small --image photo.png "a cat" "a dog"
+        mmjax sample --weights SmolLM2-135M-Instruct.Q4_1.gguf "What is the capital of France?"
+        mmjax sample --weights ~/gpt2 "The meaning of life is" --temperature 0.8 --top-p 0.95
         mmjax sample --weights ~/clip-vit-base-patch32 --image photo.jpg "a photo of a cat" "a photo of a dog"
         """,
         details="""
             With a RUN and texts: the pictures nearest to each text, written to RUN/samples/. With an image and texts:
-            how probable each text is for the image, the texts being the only choices.
+            how probable each text is for the image, the texts being the only choices. With the weights of a language
+            model: its answer to each text, or how a model without a chat template goes on with it.
         """,
     )  # fmt: skip
     command.add_argument(
-        "--weights", type=Path, metavar="FOLDER", help="config.json and *.safetensors of a CLIP, instead of a run"
+        "--weights",
+        type=Path,
+        metavar="PATH",
+        help="instead of a run: a folder with config.json and *.safetensors, or a GGUF file of the LLaMA family",
     )
     command.add_argument(
         "--image", type=Path, action="append", default=[], metavar="FILE", help="a picture to describe; may be repeated"
@@ -139,6 +145,25 @@ def _sample(commands) -> None:
     command.add_argument(
         "words", nargs="*", metavar="RUN TEXT", help="run folder (without --weights), then texts in quotes"
     )
+    group = command.add_argument_group("weights of a language model")
+    group.add_argument("--system", metavar="TEXT", help="what a chat model is told first (default: what its file says)")
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="(default: 256, or what the context leaves)")
+    group.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
+    group.add_argument("--top-k", type=int, default=0, metavar="K", help="only the K likeliest tokens (default: all)")
+    group.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="only the likeliest that together reach P (default: all)"
+    )
+    group.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="only tokens P times as likely as the first (default: all)",
+    )
+    group.add_argument(
+        "--repetition-penalty", type=float, default=1.0, metavar="R", help="of tokens already there (default: 1, none)"
+    )
+    group.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
 
 
 def _plan(commands) -> None:

@@ -2,7 +2,6 @@
 them."""
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,28 +81,40 @@ def _sample_run(run: Path, images: tuple, texts: tuple[str, ...]) -> int:
     return 0
 
 
-def _sample_weights(folder: Path, images: tuple, texts: tuple[str, ...]) -> int:
-    """By a model of another library: a BERT's answer to texts, or a CLIP's probabilities of texts for each image."""
-    from mmjax import weights
+def _sample_weights(asked: argparse.Namespace, images: tuple, texts: tuple[str, ...]) -> int:
+    """By a model of another library: a CLIP compares, a BERT searches or labels, a language model answers."""
+    from mmjax import talk, weights
+    from mmjax.models import clip
+    from mmjax.text import language
     from mmjax.weights import bert
 
-    model, variables = weights.load_hf(folder)
+    if not texts:
+        raise ValueError(f"give some text: mmjax sample --weights {asked.weights} TEXT...")
+    if asked.weights.is_file():
+        return talk.answer(asked, *weights.load_gguf(asked.weights), weights.load_language(asked.weights), texts)
+    model, variables = weights.load_hf(asked.weights)
+    if isinstance(model, clip.CLIP):
+        return _compare(asked.weights, model, variables, images, texts)
+    if images:
+        raise ValueError(f"{asked.weights} holds a {type(model).__name__}, which sees no pictures; leave --image out")
     if isinstance(model, bert.MODEL):
         from mmjax.evals import semantic_search
 
-        print(semantic_search.answer(folder, model, variables, texts).text)
+        print(semantic_search.answer(asked.weights, model, variables, texts).text)
         return 0
-    if not images or not texts:
-        raise ValueError("with --weights, give --image FILE and the texts to choose from")
+    return talk.answer(asked, model, variables, language.from_folder(asked.weights), texts)
+
+
+def _compare(folder: Path, model: Any, variables: Mapping, images: tuple, texts: tuple[str, ...]) -> int:
+    """Zero-shot probabilities of the texts for each image, by a CLIP."""
     import numpy as np
 
     from mmjax.evals import features, search
-    from mmjax.models import clip
     from mmjax.ops import images as image_ops
     from mmjax.text import clip_bpe
 
-    if not isinstance(model, clip.CLIP):
-        raise ValueError(f"sample --weights compares images with texts and needs a CLIP, {folder} holds another model")
+    if not images:
+        raise ValueError(f"{folder} holds a CLIP, which compares pictures with texts; give --image FILE too")
     config, tokenizer = model.config, clip_bpe.load(folder)
     pixels = [
         image_ops.preprocess(one, config.vision.image_size, config.image_mean, config.image_std) for one in images

@@ -1,6 +1,7 @@
 """Small GGUF files, written by the gguf package from parameters of ours; shares no code with mmjax.weights.gguf."""
 
 import gguf
+import jax
 import numpy as np
 from tokenizers import pre_tokenizers
 
@@ -18,6 +19,18 @@ def sizes(**changes) -> llama.LlamaConfig:
     """Rows of whole blocks of 32; the branches of a LLaMA that differ: shared key heads, a head of its own."""
     fields = {"width": 64, "depth": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "hidden": 96}
     return llama.LlamaConfig(**{"vocab_size": 40, "length": 32, "theta": 500.0, "epsilon": 1e-5} | fields | changes)
+
+
+def random_parameters(c: llama.LlamaConfig, scale: float, seed: int = 0) -> dict:
+    """Scales of norms around 1, everything else around 0; no array as it starts."""
+    tokens = jax.ShapeDtypeStruct((1, 1), np.int32)
+    shapes = jax.eval_shape(llama.Llama(c).init, jax.random.key(0), tokens)["params"]
+    rng = np.random.default_rng(seed)
+
+    def one(path, x):
+        return (scale * rng.normal(size=x.shape) + (path[-1].key == "scale")).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(one, shapes)
 
 
 def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:

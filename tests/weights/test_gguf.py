@@ -26,14 +26,9 @@ BRANCHES = {
 }
 
 
-def original(seed: int = 0, **changes):
-    """A model with random parameters, none of them at its start."""
+def original(**changes):
     c = gguf_files.sizes(**changes)
-    model = llama.Llama(c)
-    params = model.init(jax.random.key(seed), IDS)["params"]
-    rng = np.random.default_rng(seed)
-    noise = lambda path, x: (0.08 * rng.normal(size=x.shape) + (path[-1].key == "scale")).astype(np.float32)  # noqa: E731
-    return model, {"params": jax.tree_util.tree_map_with_path(noise, params)}
+    return llama.Llama(c), {"params": gguf_files.random_parameters(c, 0.08)}
 
 
 def written(folder: Path, model, variables, kind=KINDS.F32, **options) -> Path:
