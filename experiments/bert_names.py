@@ -31,7 +31,7 @@ def tiny_model() -> bert.BERTConfig:
 
 
 def small_model() -> bert.BERTConfig:
-    return dataclasses.replace(bert.small(VOCAB_SIZE, length=48), compute=Compute(unroll=True))
+    return dataclasses.replace(bert.small(VOCAB_SIZE, length=64), compute=Compute(unroll=True))
 
 
 def minilm_model() -> bert.BERTConfig:

@@ -92,7 +92,7 @@ def followers(split: str) -> np.ndarray:
 class SentencePairs(Texts):
     """Section 3.1, task 2 of BERT: half of the second sentences follow, half are of another subgroup."""
 
-    length: int = 48
+    length: int = 64
 
     def batches(self, batch_size: int, seed: int, rows: slice = pipeline.ALL) -> pipeline.Batches:
         return pipeline.Batches(len(followers("train")), batch_size, seed, rows, functools.partial(self._make, "train"))

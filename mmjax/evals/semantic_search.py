@@ -58,8 +58,6 @@ def search(
 
 def answer(folder: Path, model: Any, variables: dict, texts: Sequence[str]) -> Answer:
     """What a BERT of another library says to texts: a bare encoder searches names, a model with a head answers."""
-    if not texts:
-        raise ValueError(f"{folder} holds a BERT; give it texts: mmjax sample --weights {folder} TEXT...")
     tokenizer = wordpiece.load(folder)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
