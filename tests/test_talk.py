@@ -88,13 +88,13 @@ def test_it_stops_at_the_end_of_the_turn(tmp_path, capsys):
 
 
 def test_draws_depend_on_the_seed_and_every_option_is_taken(chat_file, capsys):
-    options = [chat_file, "Hello", "--max-new-tokens", 8, "--temperature", 1.5, "--seed"]
+    options = [chat_file, "Hello", "--max-new-tokens", 30, "--temperature", 1.5, "--seed"]
     assert said(capsys, *options, 1) == said(capsys, *options, 1)
     assert len({said(capsys, *options, seed) for seed in range(3)}) > 1
-    greedy = said(capsys, chat_file, "Hello", "--max-new-tokens", 8)
+    greedy = said(capsys, chat_file, "Hello", "--max-new-tokens", 30)
     for narrow in (["--top-k", 1], ["--top-p", 1e-6], ["--min-p", 1]):
         assert said(capsys, *options, 1, *narrow) == greedy
-    assert said(capsys, chat_file, "Hello", "--max-new-tokens", 8, "--repetition-penalty", 5) != greedy
+    assert said(capsys, chat_file, "Hello", "--max-new-tokens", 30, "--repetition-penalty", 5) != greedy
 
 
 def test_several_texts_are_answered_in_turn(base_file, capsys):
