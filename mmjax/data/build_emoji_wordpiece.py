@@ -15,7 +15,7 @@ def texts() -> list[str]:
     """A sentence for each concept, and the words around mentions."""
     concepts = emoji.pack().concepts
     forms = [" ".join(form).replace("{}", "") for form in emoji_text.MENTIONS]
-    return [f"{one.name}: {', '.join(one.keywords)}" for one in concepts] + FORM_COUNT * forms
+    return [f"{one.name}: {' '.join(one.keywords)}" for one in concepts] + FORM_COUNT * forms
 
 
 def build() -> wordpiece.Tokenizer:

@@ -1,6 +1,6 @@
 """English texts of the emoji pack for encoders: sentences in order, names by subgroup, and words with tags.
 
-    SentencePairs    two sentences "fox: animal, face, orange", the second following the first or not: pretraining
+    SentencePairs    two sentences "fox: animal face orange", the second following the first or not: pretraining
     Names            a name and which of 95 subgroups it belongs to: classification
     Mentions         a sentence that mentions concepts, each word tagged with its concept's group: tagging
 
@@ -77,7 +77,8 @@ class Texts:
 
 def sentence(concept: emoji.Concept, order: np.ndarray) -> str:
     """The name and its keywords, sorted by the random numbers `order`."""
-    return f"{concept.name}: {', '.join(concept.keywords[i] for i in np.argsort(order[: len(concept.keywords)]))}"
+    words = [concept.keywords[i] for i in np.argsort(order[: len(concept.keywords)])]
+    return f"{concept.name}: {' '.join(words)}"  # no commas: a quarter of the hidden words would be one
 
 
 @functools.cache
