@@ -4,6 +4,7 @@ Works for any model that has `config.vocab_size`, maybe `config.length` (most to
 
     init_cache(batch_size, length) -> cache                              room for so many tokens a row
     extend(input_ids [B T], cache, attention_mask) -> (LMOutput, cache)  reads T further tokens
+    head(params) -> [W V]                                                what turns a hidden state into logits
 
 Rows of a batch may differ in length: `attention_mask` says what is padding, on the left or on the right, and where it
 stands changes no token. B rows, T tokens of the longest prompt, N new tokens, V vocabulary.
@@ -96,7 +97,9 @@ def prefill(
         variables, input_ids, model.init_cache(input_ids.shape[0], length), attention_mask, method="extend"
     )
     last = input_ids.shape[1] - 1 - jnp.argmax(attention_mask[:, ::-1], axis=1)  # each row's last token that counts
-    logits = out.logits[rows, last]
+    # Not out.logits[rows, last]: those of a whole prompt would take more memory than the model.
+    hidden = out.last_hidden_state[rows, last]
+    logits = (hidden @ model.head(variables["params"]).astype(hidden.dtype)).astype(jnp.float32)
     seen = jnp.zeros((input_ids.shape[0], logits.shape[1] if sampling.repetition_penalty != 1 else 0), bool)
     seen = seen.at[rows[:, None], input_ids].max(attention_mask, mode="drop")
     return State(cache, logits, seen, jnp.zeros(input_ids.shape[0], bool))
