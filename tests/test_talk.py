@@ -126,7 +126,7 @@ def test_a_folder_of_the_hub_answers_too(base_file, tmp_path, capsys):
     options = ["Hello", "--max-new-tokens", 6]
     assert said(capsys, tmp_path, *options) == said(capsys, base_file, *options)
     (tmp_path / "tokenizer.json").unlink()
-    assert "tokenizer.json does not exist" in mistake(capsys, tmp_path, "Hello")
+    assert "holds neither tokenizer.json" in mistake(capsys, tmp_path, "Hello")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from mmjax.text import chat
+from mmjax.text import byte_bpe, chat
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -156,15 +156,7 @@ BUILDERS = {"gpt2": _byte_level, "llama": _sentence_piece}  # tokenizer.ggml.mod
 def from_folder(folder: str | Path) -> Language:
     """Of a folder of the hub, as transformers' save_pretrained writes it."""
     folder = Path(folder)
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; a tokenizer is needed to read and write text")
-    try:
-        core = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"{path} is not a tokenizer in the JSON format of the tokenizers library: {error}") from error
-    core.no_truncation()
-    core.no_padding()
+    core = byte_bpe.load(folder)
     config = _json(folder / "tokenizer_config.json")
     eos = _token(config, "eos_token")
     stop_ids = {core.token_to_id(eos)} if eos else set()

@@ -1,18 +1,27 @@
-"""Makes gpt_hf.npz and hf_gpt2/: what transformers' GPT-2 and GPT-1 compute from random weights.
+"""Makes gpt_hf.npz and hf_gpt2/: what transformers' GPT-2 and GPT-1 compute from random weights, and GPT-2's ids.
 
 Sizes are odd and unequal, so that no axis can stand in for another; every weight is random, norms and biases too.
 Needs torch and transformers; run as python tests/goldens/make_gpt.py
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 import torch
 import transformers
 
 HERE = Path(__file__).parent
 SIZES = {"vocab_size": 41, "n_positions": 23, "n_embd": 24, "n_layer": 2, "n_head": 3, "attn_implementation": "eager"}
 EAGER = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+
+TEXTS = [
+    "", " ", "\n\n  x", "Hello world, it's 2026! don't", "  two  spaces\tand a tab",
+    "naïve café Ångström", "東京 は 日本", "emoji 😀 and ❤️", "a<|endoftext|>b", "<|endoftext|", "1234567890 3.14",
+    "def f(x):\n    return x**2  # y", "\u200b\ufeff",
+]  # fmt: skip
 
 
 def randomise(model: torch.nn.Module, scale: float = 0.3) -> None:
@@ -82,6 +91,17 @@ def hf_gpt2() -> None:
         np.savez_compressed(HERE / "hf_gpt2" / "outputs.npz", input_ids=ids.numpy(), logits=model(ids).logits.numpy())
 
 
+def tokenizer() -> None:
+    """A vocabulary of 400 in GPT-2's two files, and what transformers' GPT2Tokenizer makes of TEXTS."""
+    core = tokenizers.ByteLevelBPETokenizer()
+    core.train_from_iterator(TEXTS * 3, vocab_size=400, min_frequency=1, special_tokens=["<|endoftext|>"])
+    core.save_model(str(HERE / "hf_gpt2"))
+    theirs = transformers.GPT2Tokenizer.from_pretrained(HERE / "hf_gpt2")
+    ids = [theirs(text)["input_ids"] for text in TEXTS]
+    (HERE / "hf_gpt2" / "ids.json").write_text(json.dumps([TEXTS, ids, [theirs.decode(one) for one in ids]]))
+
+
 if __name__ == "__main__":
     gpt2()
     hf_gpt2()
+    tokenizer()
