@@ -11,9 +11,7 @@ wait (OMP_WAIT_POLICY): spinning, they slow mmjax's turns, and on a busy machine
 
 import argparse
 import dataclasses
-import importlib.metadata
 import os
-import platform
 import runpy
 import tempfile
 import time
@@ -195,17 +193,9 @@ def _compare(experiment: Any, batches: list[dict], options: argparse.Namespace) 
 
 def _print_header(experiment: Any, options: argparse.Namespace) -> None:
     config = experiment.task.model.config
-    names = ("jax", "flax", "torch", "transformers")
-    installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
-    print(", ".join(f"{name} {installed[name]}" for name in names if name in installed), f"| {_processor()}")
+    print(paired.machine("jax", "flax", "torch", "transformers"))
     print(
         f"{options.experiment} {options.size}: batch {experiment.batch_size}, {options.threads} threads a side, float32"
     )
     print(f"vision {config.vision}\ntext {config.text}")
     print(f"{options.pairs} pairs a rival, {STEPS} updates a turn, order A B B A; load {os.getloadavg()[0]:.1f}")
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return models[0].split(":")[1].strip() if models else platform.processor() or platform.machine()

@@ -1,7 +1,10 @@
 """Two programs timed in turns, so that what else the machine does meets both."""
 
+import importlib.metadata
+import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -37,3 +40,12 @@ def seconds(run: Callable[[], None]) -> tuple[float, float]:
     clock, cores = time.perf_counter(), time.process_time()
     run()
     return time.perf_counter() - clock, time.process_time() - cores
+
+
+def machine(*packages: str) -> str:
+    """Versions of the packages that are installed, and the processor."""
+    installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
+    info = Path("/proc/cpuinfo")
+    models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    processor = models[0].split(":")[1].strip() if models else platform.processor() or platform.machine()
+    return ", ".join(f"{name} {installed[name]}" for name in packages if name in installed) + f" | {processor}"

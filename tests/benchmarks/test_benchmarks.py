@@ -56,3 +56,12 @@ def test_both_sides_compute_the_same_loss_and_are_timed():
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "PyTorch eager, without" in out  # printed only where the losses were equal
     assert "pipeline alone" in out
+
+
+@pytest.mark.parity
+def test_language_models_do_the_same_on_both_sides_and_are_timed():
+    pytest.importorskip("torch")
+    command = [sys.executable, "-m", "mmjax.benchmarks", "language", "--only=llama", "--pairs=2"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "llama, train" in out  # printed only where losses, and where tokens were equal
+    assert "llama, decode" in out
