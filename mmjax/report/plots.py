@@ -27,7 +27,7 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     return (total[window:] - total[:-window]) / np.maximum(count[window:] - count[:-window], 1)
 
 
-def curves(panels: Mapping[str, Sequence[Series]], columns: int = 2, dark: bool = False) -> np.ndarray:
+def curves(panels: Mapping[str, Sequence[Series]], columns: int = 2, dark: bool = False, x: str = "step") -> np.ndarray:
     """One panel for each title. A series of more than 100 points is drawn faint, with its running mean on top."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ def curves(panels: Mapping[str, Sequence[Series]], columns: int = 2, dark: bool 
         if len(series) > 1:
             axes.legend(fontsize=8, frameon=False, labelcolor=theme["ink"])
         if n >= len(panels) - columns:
-            axes.set_xlabel("step", color=theme["faint"], fontsize=8)
+            axes.set_xlabel(x, color=theme["faint"], fontsize=8)
         if any(line.chance is not None for line in series):
             axes.set_title("dotted: chance", color=theme["faint"], fontsize=7.5, loc="right")
     canvas = FigureCanvasAgg(figure)
