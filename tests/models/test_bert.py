@@ -78,7 +78,7 @@ def test_loss_and_gradients_equal_transformers(golden):
 
     (value, metrics), ours = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables)
     close("loss", value, outputs["loss"], relative=1e-5)
-    close("mlm", metrics["mlm"], outputs["mlm"], relative=1e-5)
+    close("loss of words", metrics["mlm"], outputs["mlm"], relative=1e-5)
     clip_names.close_trees(ours["params"], gradients, relative=1e-4)
 
 
