@@ -73,6 +73,9 @@ class TransformerConfig:
     use_bias: bool = False  # in attention; MLPs always have biases
     head_bias: bool = False  # added to the logits, in Marian's files
     epsilon: float = 1e-6  # of the norms
+    pad_id: int = 0
+    start_id: int = 1  # what the decoder reads first
+    end_id: int = 2
     dropout: float = 0.1  # of embeddings and of what each part adds, section 5.4
     label_smoothing: float = 0.1  # e of section 5.4: the target is (1 - e) on the right token plus e / V on each
     compute: Compute = Compute()
@@ -277,24 +280,36 @@ def loss(model: Transformer, variables: dict, batch: dict, rng: jax.Array, step:
     return value, Aux({"loss": value}, weight=count)
 
 
-@partial(jax.jit, static_argnames=("model", "start_id", "search"))
 def translate(
-    model: Transformer,
-    variables: dict,
-    input_ids: jax.Array,
-    attention_mask: jax.Array,
-    *,
-    start_id: int,
-    search: beam.Search,
+    model: Transformer, variables: dict, input_ids: jax.Array, attention_mask: jax.Array, search: beam.Search
 ) -> beam.Found:
     """input_ids [B S] int, attention_mask [B S] bool -> the `search.beams` best answers to each row, best first."""
-    # An even number of slots, which cuDNN's attention wants.
-    room = search.length + search.length % 2
+    if input_ids.ndim != 2 or attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"input_ids and attention_mask must be [B S] both, got {input_ids.shape} and {attention_mask.shape}"
+        )
+    ids, counts = np.asarray(input_ids), np.asarray(attention_mask).astype(bool)
+    if not counts.any(1).all():
+        raise ValueError(f"row {int(counts.any(1).argmin())} has nothing to translate: its attention_mask is all False")
+    unknown = counts & ((ids < 0) | (ids >= model.config.vocab_size))
+    if unknown.any():
+        row, column = (int(i) for i in np.argwhere(unknown)[0])
+        raise ValueError(
+            f"input_ids[{row}, {column}] is {ids[row, column]}, but the model knows the ids 0 to "
+            f"{model.config.vocab_size - 1}; is this the model's own tokenizer?"
+        )
+    return _translate(model, variables, np.where(counts, ids, model.config.pad_id), counts, search)
+
+
+@partial(jax.jit, static_argnames=("model", "search"))
+def _translate(model, variables, input_ids, attention_mask, search):
+    room = search.length + search.length % 2  # an even number of slots, which cuDNN's attention wants
     cache = model.apply(variables, input_ids, attention_mask, room, method="start").repeated(search.beams)
 
     def step(tokens: jax.Array, cache: DecoderCache) -> tuple[jax.Array, DecoderCache]:
         out, cache = model.apply(variables, tokens[:, None], cache, method="extend")
         return out.logits[:, 0], cache
 
-    first = jnp.full(len(input_ids) * search.beams, start_id, jnp.int32)
-    return beam.search(step, cache, first, search)
+    c = model.config
+    first = jnp.full(len(input_ids) * search.beams, c.start_id, jnp.int32)
+    return beam.search(step, cache, first, search, end_id=c.end_id, pad_id=c.pad_id)

@@ -31,8 +31,6 @@ def power(length: Any, alpha: float) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    end_id: int  # ends a text
-    pad_id: int = 0  # what follows the end
     length: int = 64  # N; a text that has so many tokens is finished
     beams: int = 4  # K; 1 with alpha = 0 takes the likeliest next token
     alpha: float = 0.6  # the larger, the longer are texts; 0 compares probabilities as they are
@@ -66,13 +64,13 @@ class State:
     found: Found
 
 
-def search(step: Callable, cache: Any, first: jax.Array, options: Search) -> Found:
-    """step(tokens [B K], cache) -> (logits [B K V], cache), both with rows and beams as one axis.
+def search(step: Callable, cache: Any, first: jax.Array, options: Search, *, end_id: int, pad_id: int) -> Found:
+    """step(tokens [B K], cache) -> (logits [B K, V], cache): rows and their beams are one axis.
 
     cache: has `rows(order)`, which goes on with these of its B K rows. first [B K] int: the start token of each.
     """
     beams, length = options.beams, options.length
-    tokens = jnp.full((first.size // beams, beams, length), options.pad_id, jnp.int32)
+    tokens = jnp.full((first.size // beams, beams, length), pad_id, jnp.int32)
     nothing = jnp.full(tokens.shape[:2], -jnp.inf)
     # All beams of a row start alike, so all but one are left out.
     scores = nothing.at[:, 0].set(0.0)
@@ -84,14 +82,14 @@ def search(step: Callable, cache: Any, first: jax.Array, options: Search) -> Fou
 
     def body(state: State) -> State:
         logits, cache = step(state.last.ravel(), state.cache)
-        return continued(state.replace(cache=cache), logits, options)
+        return continued(state.replace(cache=cache), logits, options, end_id)
 
     state = State(jnp.int32(0), tokens, scores, first.reshape(nothing.shape).astype(jnp.int32), cache, found)
     return jax.lax.while_loop(goes_on, body, state).found
 
 
-def continued(state: State, logits: jax.Array, options: Search) -> State:
-    """One token more in each text; logits [B K V]."""
+def continued(state: State, logits: jax.Array, options: Search, end_id: int) -> State:
+    """One token more in each text; logits [B K, V]."""
     (batch, beams), size = state.scores.shape, logits.shape[-1]
     if size < 2:
         raise ValueError(f"a search needs at least 2 ids to choose from, got {size}")
@@ -103,7 +101,7 @@ def continued(state: State, logits: jax.Array, options: Search) -> State:
     tokens = jax.lax.dynamic_update_slice(tokens, token[..., None], (0, 0, state.step))
 
     length = state.step + 1
-    ends = (token == options.end_id) | (length == options.length)
+    ends = (token == end_id) | (length == options.length)
     counts = ends & (jnp.arange(2 * beams) < beams)
     finished = jnp.where(counts, scores / options.penalty(length, options.alpha), -jnp.inf)
     new = Found(tokens, jnp.full(token.shape, length), finished)

@@ -69,6 +69,29 @@ class AdamW:
 
 
 @dataclasses.dataclass(frozen=True)
+class Noam:
+    """Adam as Vaswani et al. 2017, arXiv:1706.03762, section 5.3 ran it: a rise over `warmup` updates, then down with
+    the root of their number, however long the run is. The name is its author's, Noam Shazeer."""
+
+    width: int  # of the model: wider ones learn more slowly
+    warmup: int = 4_000
+    factor: float = 1.0  # tensor2tensor: 2 from version 2 on
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-9
+
+    def rates(self, steps: int) -> dict[str, Schedule]:
+        def rate(count: jax.Array) -> jax.Array:
+            step = count + 1.0
+            return self.factor * self.width**-0.5 * jnp.minimum(step**-0.5, step * self.warmup**-1.5)
+
+        return {"lr": rate}
+
+    def build(self, steps: int, params: Any) -> optax.GradientTransformation:
+        return optax.adam(self.rates(steps)["lr"], self.b1, self.b2, self.eps)
+
+
+@dataclasses.dataclass(frozen=True)
 class SGD:
     """Gradient descent with Nesterov's momentum where `momentum` is above 0."""
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mmjax.weights import bert, clip, engine, files, gpt2, llama, open_clip
+from mmjax.weights import bert, clip, engine, files, gpt2, llama, mamba, mamba2, marian, open_clip
 from mmjax.weights.fields import Fields
 
 FAMILIES: dict[str, ModuleType] = {
@@ -32,6 +32,9 @@ FAMILIES: dict[str, ModuleType] = {
     "gpt2": gpt2,
     "llama": llama,
     "mistral": llama,
+    "marian": marian,
+    "mamba": mamba,
+    "mamba2": mamba2,
 }  # model_type of config.json
 CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 
@@ -52,7 +55,7 @@ def load_hf(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; load_hf reads a local folder with {CONFIG} and {WEIGHTS}")
     config = Fields(files.read_json(folder / CONFIG), str(folder / CONFIG))
-    family = config.one_of("model_type", FAMILIES, "missing")
+    family = config.one_of("model_type", FAMILIES, mamba.kind_of(config.values))
     model = family.from_config(config, *_preprocessor(family, folder))
     if image_size is not None and not _has_images(family):
         raise ValueError(f"{folder} holds {family.FORMAT}, which reads no images; leave image_size out")
@@ -86,7 +89,7 @@ def _models(family: ModuleType) -> tuple[type, ...]:
 
 def save_hf(folder: str | Path, model: nn.Module, variables: Mapping) -> None:
     """What the original library's from_pretrained reads. Parameters keep their dtype; each file is replaced whole."""
-    family = next((family for family in FAMILIES.values() if isinstance(model, family.MODEL)), None)
+    family = next((family for family in FAMILIES.values() if type(model) in _models(family)), None)
     if family is None:
         known = ", ".join(one.__name__ for family in FAMILIES.values() for one in _models(family))
         raise ValueError(f"save_hf cannot write a {type(model).__name__}; it writes {known}")
