@@ -42,20 +42,24 @@ class MambaConfig:
     vocab_size: int = 50_280  # V: GPT-NeoX's tokenizer has 50,277 ids, rounded up to a multiple of 8
     width: int = 768  # W
     depth: int = 24  # L
-    inner: int = 1536  # E
+    expand: int = 2  # E / W
     state: int = 16  # N
     taps: int = 4  # K
     rank: int = 48  # R: W / 16
     epsilon: float = 1e-5  # of the norms
     compute: Compute = Compute()
 
+    @property
+    def inner(self) -> int:  # E
+        return self.expand * self.width
+
     @classmethod
     def tiny(cls) -> "MambaConfig":
-        return cls(64, width=16, depth=2, inner=32, state=4, rank=3)
+        return cls(64, width=16, depth=2, state=4, rank=3)
 
 
 def _published(width: int, depth: int) -> MambaConfig:  # section E.2.1, table 12
-    return MambaConfig(width=width, depth=depth, inner=2 * width, rank=width // 16)
+    return MambaConfig(width=width, depth=depth, rank=width // 16)
 
 
 def mamba_130m() -> MambaConfig:

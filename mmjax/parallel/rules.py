@@ -26,6 +26,9 @@ DEFAULT: tuple[Rule, ...] = (
     (r"(^|/)(embed|embedding)$", PartitionSpec(TENSOR, FSDP)),  # [V D]
     (r"(^|/)pos_embed$", PartitionSpec(FSDP)),  # [T D]
     (r"(^|/)(head|pooler|transform|\w*projection)/kernel$", PartitionSpec(FSDP, TENSOR)),
+    # Mamba: channels last, as in the activations; and from the channels to what a token selects, a few numbers.
+    (r"(^|/)mixer/(conv\w*/kernel|delta/kernel|A_log)$", PartitionSpec((TENSOR, FSDP))),
+    (r"(^|/)mixer/select/kernel$", PartitionSpec((TENSOR, FSDP), None)),
     (r"(^|/)(patch_embed|conv\w*)/kernel$", PartitionSpec(FSDP)),  # [h w in out]: `in` may be 3 colours
 )
 
