@@ -34,7 +34,7 @@ from mmjax.nn.mlp import MLP
 from mmjax.nn.norms import LayerNorm
 from mmjax.nn.outputs import Aux
 from mmjax.nn.stack import Compute, Stack
-from mmjax.ops import cross_entropy, masks
+from mmjax.ops import cross_entropy, masks, sharding
 
 INIT = nn.initializers.xavier_uniform()  # of every kernel; T2T's uniform_unit_scaling is alike
 
@@ -312,4 +312,5 @@ def _translate(model, variables, input_ids, attention_mask, search):
 
     c = model.config
     first = jnp.full(len(input_ids) * search.beams, c.start_id, jnp.int32)
-    return beam.search(step, cache, first, search, end_id=c.end_id, pad_id=c.pad_id)
+    found = beam.search(step, cache, first, search, end_id=c.end_id, pad_id=c.pad_id)
+    return jax.tree.map(lambda x: sharding.constrain(x, None), found)  # every process gets all of it
