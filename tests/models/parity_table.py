@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(HERE), str(ROOT)]
 import closeness  # noqa: E402
 
 COLUMNS = {"forward": "forward", "loss": "loss", "gradient": "gradients", "cached": "cached decoding"}
@@ -65,13 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, metavar="README.md")
     asked = parser.parse_args(argv)
-    root = HERE.parents[1]
-    files = sorted(str(path) for path in (root / "tests").rglob("test_*_parity.py"))
-    code = pytest.main(["-q", "-m", "parity", "--rootdir", str(root), *files])
-    if code != 0:
-        print(f"no table: the comparisons ended with pytest's exit code {int(code)}", file=sys.stderr)
+    files = sorted(str(path) for path in (ROOT / "tests").rglob("test_*_parity.py"))
+    code = pytest.main(["-q", "-m", "parity", "--rootdir", str(ROOT), *files])
+    if code != 0 or not closeness.RECORDS:
+        why = f"pytest ended with exit code {int(code)}" if code else "nothing was compared; install mmjax[parity]"
+        print(f"no table: {why}", file=sys.stderr)
         return 1
-    made = table(closeness.RECORDS, root)
+    made = table(closeness.RECORDS, ROOT)
     print(made)
     if asked.write is not None:
         asked.write.write_text(written(asked.write.read_text(encoding="utf-8"), made), encoding="utf-8")
