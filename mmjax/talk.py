@@ -23,8 +23,10 @@ MOST = 256  # tokens of an answer, where nobody says otherwise
 def room(model: nn.Module, prompt: list[int], most: int | None) -> int:
     """How many tokens the answer may have."""
     length = getattr(model.config, "length", None)
-    if most is not None or length is None:
-        return most or MOST
+    if most is not None:
+        return most
+    if length is None:  # a state of fixed size
+        return MOST
     if len(prompt) >= length:
         raise ValueError(f"the prompt has {len(prompt)} tokens, but the model's context is {length}; shorten it")
     return min(MOST, length - len(prompt))
@@ -73,6 +75,8 @@ class Clock:
 
 def answer(asked: Any, model: nn.Module, variables: dict, speech: language.Language, questions: tuple[str, ...]) -> int:
     """Prints the answers as they come, and to stderr how fast."""
+    if not hasattr(model, "extend"):
+        raise ValueError(f"the weights are those of a {type(model).__name__}, which does not go on with a text")
     sampling.check_vocabulary(speech.core.get_vocab_size(), model)
     variables = jax.device_put(variables)
     how = sampling.Sampling(
@@ -80,9 +84,9 @@ def answer(asked: Any, model: nn.Module, variables: dict, speech: language.Langu
     )
     for question in questions:
         prompt = speech.prompt(question, system=asked.system)
+        ids = Clock(tokens(model, variables, prompt, asked.max_new_tokens, how, asked.seed))
         if speech.template is None:
             print(question, end="", flush=True)  # a base model goes on with it
-        ids = Clock(tokens(model, variables, prompt, asked.max_new_tokens, how, asked.seed))
         for text in texts(speech, iter(ids)):
             print(text, end="", flush=True)
         print(flush=True)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ pytest.importorskip("jinja2", reason="needs the [gguf] extra")
 import gguf_files
 
 from mmjax import cli, talk, weights
+from mmjax.models import mamba
 from mmjax.nn import sampling
 from mmjax.text import language
 
@@ -129,6 +131,22 @@ def test_a_folder_of_the_hub_answers_too(base_file, tmp_path, capsys):
     assert "holds neither tokenizer.json" in mistake(capsys, tmp_path, "Hello")
 
 
+def test_a_mamba_answers_too(base_file, tmp_path, capsys):
+    """Its state has no context to run out of; prompts are padded, which it must not notice."""
+    model = mamba.Mamba(mamba.MambaConfig(262, width=16, depth=2, state=4, rank=3))
+    variables = model.init(jax.random.key(0), np.zeros((1, 1), np.int32))
+    variables = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(1), x.shape), variables)
+    core = weights.load_language(base_file).core
+    weights.save_hf(tmp_path, model, variables)
+    core.save(str(tmp_path / "tokenizer.json"))
+    hot = sampling.Sampling(temperature=3.0)  # at random it says different things
+    prompt = np.array([core.encode("Hello ").ids], np.int32)
+    expected = sampling.generate(model, variables, prompt, max_new_tokens=9, sampling=hot, rng=jax.random.key(0))
+    assert len(set(expected.tokens[0].tolist())) > 5
+    shown = core.decode(expected.tokens[0].tolist()).rstrip("\ufffd")
+    assert said(capsys, tmp_path, "Hello ", "--max-new-tokens", 9, "--temperature", 3) == f"Hello {shown}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -136,6 +154,7 @@ def test_a_folder_of_the_hub_answers_too(base_file, tmp_path, capsys):
         (["  "], "the prompt is empty"),
         (["Hello " * 30], "tokens, but the model's context is 32; shorten it"),
         (["Hello", "--max-new-tokens", "40"], "model's context is 32"),
+        (["Hello", "--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
         (["Hello", "--top-p", "2"], "top_p is 2.0"),
         (["Hello", "--system", "Be kind"], "no chat template"),
     ],

@@ -6,7 +6,8 @@
 
 Both sides have the same weights and do the same work, which is asserted before anything is timed: a train step (loss,
 gradients, clipping, AdamW) has the same loss, greedy decoding with a cache writes the same tokens. They live in one
-process with the same threads and take turns, A B B A. transformers decodes with its `generate`.
+process with the same threads and take turns, A B B A. transformers decodes with its `generate`, and without CUDA has
+the slow path only for Mamba: a loop over tokens.
 """
 
 import argparse
@@ -28,16 +29,21 @@ PROMPT, ANSWER = 32, 64  # tokens that decoding reads and writes, in one row
 
 
 def models() -> dict[str, Callable[[], Any]]:
-    from mmjax.models import gpt, llama
+    from mmjax.models import gpt, llama, mamba, mamba2
     from mmjax.nn.stack import Compute
 
     compute = Compute(unroll=True)  # layers side by side, as on a CPU one would
+    small = {"width": WIDTH, "depth": DEPTH, "compute": compute}
     return {
-        "gpt": lambda: gpt.GPT(gpt.GPTConfig(VOCABULARY, LENGTH, WIDTH, DEPTH, 4, 4 * WIDTH, compute=compute)),
+        "gpt": lambda: gpt.GPT(gpt.GPTConfig(VOCABULARY, LENGTH, num_heads=4, hidden=4 * WIDTH, **small)),
         "llama": lambda: llama.Llama(
-            llama.LlamaConfig(VOCABULARY, LENGTH, WIDTH, DEPTH, 4, 2, 64, 704, tied=True, compute=compute)
+            llama.LlamaConfig(
+                VOCABULARY, LENGTH, num_heads=4, num_kv_heads=2, head_dim=64, hidden=704, tied=True, **small
+            )
         ),
-    }  # fmt: skip
+        "mamba": lambda: mamba.Mamba(mamba.MambaConfig(VOCABULARY, rank=WIDTH // 16, **small)),
+        "mamba2": lambda: mamba2.Mamba2(mamba2.Mamba2Config(VOCABULARY, heads=8, head_dim=64, state=64, **small)),
+    }
 
 
 def main() -> None:
