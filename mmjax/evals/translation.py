@@ -1,7 +1,11 @@
-"""How good translations are: the share that is right to the letter, and chrF, beside copying the source.
+"""How good translations are: whole names that are right, and chrF, beside what copying the English name would score.
 
-Metrics of a split "concepts": concepts/exact and concepts/chrf over all languages, concepts/chrf_de ... of each. Those
-that end in "_chance" are what someone reaches who writes down the English name.
+Metrics of a split "concepts", each in percent, over all languages and of one ("concepts/exact/de"):
+
+    exact           translations that are the reference, letter by letter (the vocabulary has lower case only)
+    chrf            character n-grams that translations and references share
+    exact_copy      the same two for the English name itself: "ninja", "robot" and "radio" need no translation
+    chrf_copy
 """
 
 import collections
@@ -16,83 +20,84 @@ from mmjax.data import emoji_names
 from mmjax.models import transformer
 from mmjax.nn import beam
 from mmjax.nn.outputs import Answer, Request, Result
-from mmjax.report.page import CHANCE
+from mmjax.ops import sharding
 
-BATCH_SIZE = 64  # rows that are translated at once
+BATCH_SIZE = 64  # names that are translated at once
+SEARCH = beam.Search(length=26, beams=4, alpha=0.6)  # beams and length penalty of Vaswani et al. 2017, section 6.1
 
 
-def chrf(found: Sequence[str], right: Sequence[str], *, order: int = 6, beta: float = 2.0) -> float:
-    """Popović 2015 (chrF: character n-gram F-score), of a whole corpus, in percent, as sacrebleu counts it.
+def ngrams(text: str, order: int) -> collections.Counter:
+    return collections.Counter(text[i : i + order] for i in range(len(text) - order + 1))
 
-    n-grams of 1 to `order` letters, without blanks; recall counts `beta` times as much as precision.
+
+def chrf(found: Sequence[str], wanted: Sequence[str], orders: int = 6, beta: float = 2.0) -> float:
+    """Popović 2015 (doi 10.18653/v1/W15-3049): F of character n-grams, recall counting `beta` times as much; 0 to 100.
+
+    As sacrebleu's corpus score: spaces are left out, n-grams are counted over all texts, and precision and recall are
+    means over the orders 1 to `orders`.
     """
-    counts = np.zeros((order, 3))  # per n: in found, in right, in both
-    for one, other in zip(found, right, strict=True):
-        one, other = ("".join(text.split()) for text in (one, other))
-        for n in range(1, order + 1):
-            a, b = (collections.Counter(text[i : i + n] for i in range(len(text) - n + 1)) for text in (one, other))
-            counts[n - 1] += a.total(), b.total(), (a & b).total()
-    counts = counts[(counts[:, :2] > 0).all(1)]  # an n that is longer than all texts does not count
-    if not len(counts):
+    counts = np.zeros((3, orders))  # n-grams of the translations, of the references, of both
+    for a, b in zip(("".join(text.split()) for text in found), ("".join(text.split()) for text in wanted), strict=True):
+        for order in range(1, orders + 1):
+            ours, theirs = ngrams(a, order), ngrams(b, order)
+            # An order that the reference is too short for is no mistake of the translation.
+            counts[:, order - 1] += ours.total() if theirs else 0, theirs.total(), (ours & theirs).total()
+    ours, theirs, both = counts[:, (counts[:2] > 0).all(0)]
+    if not both.any():
         return 0.0
-    precision, recall = (counts[:, 2] / counts[:, 0]).mean(), (counts[:, 2] / counts[:, 1]).mean()
-    if precision + recall == 0:
-        return 0.0
+    precision, recall = np.mean(both / ours), np.mean(both / theirs)
     return float(100 * (1 + beta**2) * precision * recall / (beta**2 * precision + recall))
 
 
-def exact(found: Sequence[str], right: Sequence[str]) -> float:
-    """The share that is right to the letter."""
-    return float(np.mean([one == other for one, other in zip(found, right, strict=True)]))
+def exact(found: Sequence[str], wanted: Sequence[str]) -> float:
+    return 100 * float(np.mean([a == b for a, b in zip(found, wanted, strict=True)]))
 
 
-def translated(
-    model: Any, variables: dict, data: Any, texts: Sequence[str], languages: Sequence[str], search: beam.Search
-) -> list[str]:
-    """The best translation of each text."""
-    if not texts:
-        raise ValueError("there is nothing to translate: the split or the list of texts is empty")
-    rows, count = data.tokenize(texts, languages), len(texts)
-    order = np.arange(-(-count // BATCH_SIZE) * BATCH_SIZE) % count  # the last batch is filled up: one compile
-    found = []
-    for i in range(0, len(order), BATCH_SIZE):
-        ids, mask = (rows[name][order[i : i + BATCH_SIZE]] for name in ("input_ids", "attention_mask"))
-        found.append(np.asarray(transformer.translate(model, variables, ids, mask, search).tokens[:, 0]))
-    return [emoji_names.tokenizer().decode(row) for row in np.concatenate(found)[:count]]
+def translate(
+    model: transformer.Transformer, variables: dict, data: emoji_names.EmojiNames, languages: Sequence[str],
+    names: Sequence[str], search: beam.Search,
+) -> list[str]:  # fmt: skip
+    """Each of `names`, English, in the language of the same place."""
+    rows = data.sources(languages, names)
+    shards = sharding.shards(*sharding.BATCH)
+    size = -(-min(len(names), BATCH_SIZE) // shards) * shards
+    order = np.arange(-(-len(names) // size) * size) % len(names)  # the last batch is filled up: one compile
+    parts = [
+        transformer.translate(
+            model, variables, **{name: x[order[i : i + size]] for name, x in rows.items()}, search=search
+        )
+        for i in range(0, len(order), size)
+    ]
+    best = np.concatenate([found.tokens[:, 0] for found in parts])[: len(names)]
+    return [data.tokenizer.decode(ids) for ids in best]
 
 
 @dataclasses.dataclass(frozen=True)
 class Translations:
     split: str
-    search: beam.Search
+    search: beam.Search = SEARCH
 
-    def __call__(self, model: Any, variables: dict, data: Any, rng: jax.Array) -> Result:
+    def __call__(self, model: Any, variables: dict, data: emoji_names.EmojiNames, rng: jax.Array) -> Result:
         """`rng` is unused."""
-        pairs = emoji_names.pairs(self.split, data.languages)
-        sources, languages, targets = zip(*pairs, strict=True)
-        found = translated(model, variables, data, sources, languages, self.search)
+        languages, sources, targets = zip(*data.pairs(self.split), strict=True)
+        found = translate(model, variables, data, languages, sources, self.search)
         metrics = {}
-        for name, measure in (("exact", exact), ("chrf", chrf)):
-            metrics |= {name: measure(found, targets), f"{name}{CHANCE}": measure(sources, targets)}
-        for language in data.languages:
-            mine = [i for i, one in enumerate(languages) if one == language]
-            metrics[f"chrf_{language}"] = chrf([found[i] for i in mine], [targets[i] for i in mine])
-        return Result({f"{self.split}/{name}": value for name, value in metrics.items()})
+        for part in ("", *data.languages):
+            rows = [n for n, language in enumerate(languages) if part in ("", language)]
+            ours, wanted, copied = ([texts[n] for n in rows] for texts in (found, targets, sources))
+            scores = {"exact": exact(ours, wanted), "chrf": chrf(ours, wanted)}
+            scores |= {"exact_copy": exact(copied, wanted), "chrf_copy": chrf(copied, wanted)}
+            metrics |= {f"{self.split}/{name}" + f"/{part}" * (part != ""): x for name, x in scores.items()}
+        return Result(metrics)
 
 
-@dataclasses.dataclass(frozen=True)
-class Translator:
-    """An Experiment's `sample`: each text in every language."""
-
-    search: beam.Search
-
-    def __call__(self, model: Any, variables: dict, request: Request, data: Any, rng: jax.Array) -> Answer:
-        if not request.texts:
-            raise ValueError('there is nothing to translate; give English texts, such as "green apple"')
-        texts = [text for text in request.texts for _ in data.languages]
-        languages = list(data.languages) * len(request.texts)
-        found = translated(model, variables, data, texts, languages, self.search)
-        said = {}
-        for text, language, translation in zip(texts, languages, found, strict=True):
-            said.setdefault(text, []).append(f"  {language}  {translation}")
-        return Answer("\n".join(line for text, lines in said.items() for line in (text, *lines)))
+def ask(model: Any, variables: dict, request: Request, data: emoji_names.EmojiNames, rng: jax.Array) -> Answer:
+    """An Experiment's `sample`: each text in every language; `rng` is unused."""
+    if not request.texts:
+        raise ValueError('there is nothing to translate: give English names, such as "red apple"')
+    asked = [(language, data.clean(text)) for text in request.texts for language in data.languages]
+    found = iter(translate(model, variables, data, *zip(*asked, strict=True), SEARCH))
+    lines = []
+    for text in request.texts:
+        lines += [text, *(f"  {language}  {next(found)}" for language in data.languages)]
+    return Answer("\n".join(lines))
