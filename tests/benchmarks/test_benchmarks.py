@@ -65,3 +65,28 @@ def test_language_models_do_the_same_on_both_sides_and_are_timed():
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "llama, train" in out  # printed only where losses, and where tokens were equal
     assert "llama, decode" in out
+
+
+@pytest.mark.parity
+def test_mamba_races_the_originals_with_the_same_logits():
+    pytest.importorskip("torch")
+    command = [sys.executable, "-m", "mmjax.benchmarks", "mamba", "--only=race", "--pairs=2"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "mamba against transformers" in out  # printed only where the logits were equal
+    assert "mamba2 against transformers" in out
+
+
+def test_mamba_grows_with_the_text_and_attention_with_its_square(tmp_path, capsys, monkeypatch):
+    from mmjax.benchmarks import mamba
+
+    monkeypatch.setattr(mamba, "SHORTEST", 256)
+    monkeypatch.setattr(mamba, "WIDTH", 64)
+    monkeypatch.setattr(mamba, "DEPTH", 1)
+    mamba._lengths(argparse.Namespace(longest=1024, plot=tmp_path / "plot.png"))
+    # The last line: for each model, how much seconds and megabytes grew with the last doubling.
+    ratios = np.array(capsys.readouterr().out.split("\n")[-2].split(), float).reshape(3, 2)
+    memory = dict(zip(("mamba", "mamba2", "llama"), ratios[:, 1], strict=True))
+    assert memory["mamba"] < 2.2
+    assert memory["mamba2"] < 2.2
+    assert memory["llama"] > 3
+    assert (tmp_path / "plot.png").stat().st_size > 5000
