@@ -4,8 +4,8 @@
                            \\-> llama_dpo
                            \\-> llama_grpo
 
-small takes CHAIN_TIME on 2 CPU cores, tiny a minute or two. Each step is `mmjax train experiments/STEP.py`; what was
-interrupted goes on where it stopped when this is run again.
+small takes about 36 minutes on 2 CPU cores, tiny a minute or two. Each step is `mmjax train experiments/STEP.py`; what
+was interrupted goes on where it stopped when this is run again.
 """
 
 import subprocess

@@ -1,7 +1,8 @@
 """A reward model, from the LLaMA of llama_sft with a head for one number: right before wrong, short before wordy.
 
 tiny    seconds: does everything once, learns nothing
-small   SMALL_TIME on 2 CPU cores; share of pairs about held-out concepts that it orders as people do (numbers: README)
+small   about 3 minutes on 2 CPU cores; share of pairs about held-out concepts that it orders as people do
+        (numbers: README)
 paper   LLaMA-7B with the hyper-parameters of Llama 2's reward models (Touvron et al. 2023b, section 3.2.2)
 """
 

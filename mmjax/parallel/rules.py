@@ -25,6 +25,8 @@ DEFAULT: tuple[Rule, ...] = (
     (r"(^|/)(out|down)/kernel$", PartitionSpec(TENSOR, FSDP)),
     (r"(^|/)(embed|embedding)$", PartitionSpec(TENSOR, FSDP)),  # [V D]
     (r"(^|/)pos_embed$", PartitionSpec(FSDP)),  # [T D]
+    (r"(^|/)lora_a$", PartitionSpec(FSDP, None)),  # [in r]
+    (r"(^|/)lora_b$", PartitionSpec(None, TENSOR)),  # [r out]
     (r"(^|/)(head|pooler|transform|\w*projection)/kernel$", PartitionSpec(FSDP, TENSOR)),
     # Mamba: channels last, as in the activations; and from the channels to what a token selects, a few numbers.
     (r"(^|/)mixer/(conv\w*/kernel|delta/kernel|A_log)$", PartitionSpec((TENSOR, FSDP))),
