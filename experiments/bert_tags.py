@@ -4,8 +4,8 @@ Sentences are composed ("we saw fox , pizza and car today"), names and groups ar
 entities, whole mentions of the right kind.
 
 tiny    seconds: does everything once, learns nothing
-small   MINUTES on 2 CPU cores, from the run of bert_cldr of the same size (numbers: README)
-minilm  MINUTES, from real weights, as in bert_names: --set data.vocab=FOLDER, and each --set init_from.N.run=FOLDER
+small   minutes on 2 CPU cores, from the run of bert_cldr of the same size (numbers: README)
+minilm  minutes, from real weights, as in bert_names: --set data.vocab=FOLDER, and each --set init_from.N.run=FOLDER
 paper   BERT-large with the published recipe (Devlin et al. 2019, section 5.3 and appendix A.3)
 
 `mmjax sample runs/bert_tags-small "we saw a red panda and a green car"` lists mentions.
@@ -58,6 +58,7 @@ def experiment(size: str) -> Experiment:
     if size in ("small", "minilm"):
         adamw = AdamW(peak=5e-4 if size == "small" else 1e-4, warmup=40, decay="linear", weight_decay=0.01, clip=1.0)
         every = {"save_every": 200, "eval_every": 200, "log_every": 20}
-        return Experiment(task, data, adamw, steps=600, batch_size=32, **every, **common)
+        steps = 600 if size == "small" else 240
+        return Experiment(task, data, adamw, steps, batch_size=32, **every, **common)
     adamw = AdamW(peak=5e-5, warmup=40, decay="linear", eps=1e-6, weight_decay=0.01, clip=1.0)
     return Experiment(task, data, adamw, steps=400, batch_size=32, **common)
