@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from mmjax.train import optim
-from mmjax.train.optim import SGD, AdamW, Partitioned
+from mmjax.train.optim import SGD, AdamW, Noam, Partitioned
 
 PARAMS = {"layers": {"up": {"kernel": np.ones((3, 2, 4)), "bias": np.ones((3, 4))}}, "scale": np.ones(())}
 
@@ -98,3 +98,34 @@ def test_averages_are_float32_copies():
     np.testing.assert_array_equal(after["ema"]["w"], np.full(3, 1.25, np.float32))
     rising = optim.ema("params", "ema", lambda now: now / 4)(moved, jnp.int32(1))
     np.testing.assert_array_equal(rising["ema"]["w"], np.full(3, 1.75, np.float32))
+
+
+def test_noam_has_the_papers_rates():
+    rate = Noam(width=512).rates(100_000)["lr"]
+    assert float(rate(3_999)) == pytest.approx(6.98771e-4, rel=1e-5)  # the peak, at the 4,000th update
+    for step in (1, 100, 4_000, 16_000, 100_000):  # section 5.3, equation 3
+        assert float(rate(step - 1)) == pytest.approx(512**-0.5 * min(step**-0.5, step * 4_000**-1.5), rel=1e-5)
+    second = Noam(width=512, warmup=8_000, factor=2.0).rates(1)["lr"]
+    assert float(second(7_999)) == pytest.approx(9.88212e-4, rel=1e-5)  # tensor2tensor's version 2
+
+
+def test_noam_is_adam_with_the_papers_numbers():
+    optimizer, gradients = Noam(width=512, warmup=3), [random(seed) for seed in range(5)]
+    rates = [float(optimizer.rates(5)["lr"](jnp.float32(count))) for count in range(5)]
+    found = run(optimizer, PARAMS, gradients)
+
+    def flat(tree):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path): np.asarray(x, float) for path, x in leaves}
+
+    expected = adamw_in_numpy(
+        flat(PARAMS),
+        [flat(one) for one in gradients],
+        rates,
+        dict.fromkeys(flat(PARAMS), 0.0),
+        np.inf,
+        b2=0.98,
+        eps=1e-9,
+    )
+    for name, x in flat(found).items():
+        np.testing.assert_allclose(x, expected[name], rtol=1e-4, err_msg=name)
