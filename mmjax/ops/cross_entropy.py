@@ -5,10 +5,10 @@
     linear_cross_entropy    its weighted mean: the loss of pretraining
 
 N tokens, D width, V vocabulary. 4 x 2,048 tokens of a vocabulary of 128k are 4 GB of logits, and as much again for
-their gradient. `linear_nll` makes the logits of a few rows at a time, keeps only each row's log-sum-exp, and makes them
-again in the backward pass, as attention does (Dao et al. 2022, arXiv:2205.14135; for this layer Wijmans et al. 2024,
-arXiv:2411.09009): one more product, and memory that no longer grows with N x V. On a mesh each device works on its own
-rows with its slice of the vocabulary; the head's gradient is summed over devices once, not once per chunk.
+their gradient. `linear_nll` makes the logits of a few rows at a time and keeps only each row's log-sum-exp; the
+backward pass makes them again, for a few ids at a time (Wijmans et al. 2024, arXiv:2411.09009; attention does the same,
+Dao et al. 2022, arXiv:2205.14135): one more product, and memory that no longer grows with N x V. On a mesh each device
+works on its own rows with its slice of the vocabulary; the head's gradient is summed over devices once, at the end.
 
 Label smoothing e is PyTorch's: the target is (1 - e) on the label and e / V on every id, the label's too.
 """
@@ -134,20 +134,26 @@ def _backward(smoothing, residuals, cotangent):
 
     def local(hidden, head, labels, total, cotangent):
         first, size = _slice_of(vocabulary, head)
+        weight = jnp.where(labels == IGNORED, 0, cotangent)[:, None]
+        count = math.ceil(labels.size * head.shape[1] / CHUNK)
+        width = math.ceil(head.shape[1] / count)
 
-        def one(by_head, chunk):
-            hidden, labels, total, cotangent = chunk
-            ids = first + jnp.arange(head.shape[1])
-            slope = jnp.exp(_dot(hidden, head) - total[:, None])
+        def one(i, sums):  # all rows, some ids: their columns of the head's gradient are then done
+            by_hidden, by_head = sums
+            start = jnp.minimum(i * width, head.shape[1] - width)  # the last slice may begin inside of the one before
+            columns = jax.lax.dynamic_slice_in_dim(head, start, width, 1)
+            ids = first + start + jnp.arange(width)
+            slope = jnp.exp(_dot(hidden, columns) - total[:, None])
             slope = slope - (1 - smoothing) * (ids == labels[:, None]) - smoothing / size
-            slope = (slope * jnp.where(labels == IGNORED, 0, cotangent)[:, None]).astype(hidden.dtype)
-            return by_head + _dot(hidden.T, slope), _dot(slope, head.T)
+            slope = (slope * weight).astype(hidden.dtype)
+            done = _dot(hidden.T, slope).astype(head.dtype)
+            fresh = jnp.where(ids - first >= i * width, slope, 0)
+            return by_hidden + _dot(fresh, columns.T), jax.lax.dynamic_update_slice_in_dim(by_head, done, start, 1)
 
-        chunks = _chunks(head.shape[1], hidden, labels, total, cotangent)
-        by_head, by_hidden = jax.lax.scan(one, jnp.zeros(head.shape, jnp.float32), chunks)
-        by_hidden = by_hidden.reshape(-1, hidden.shape[1])[: labels.size]
+        zero = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros_like(head)
+        by_hidden, by_head = jax.lax.fori_loop(0, count, one, zero)
         by_hidden = _over(vocabulary, jax.lax.psum, by_hidden)
-        return by_hidden.astype(hidden.dtype), _over(rows, jax.lax.psum, by_head).astype(head.dtype)
+        return by_hidden.astype(hidden.dtype), _over(rows, jax.lax.psum, by_head)
 
     outs = PartitionSpec(rows), PartitionSpec(None, vocabulary)
     by_hidden, by_head = _on_each(local, (rows, vocabulary), outs)(hidden, head, labels, total, cotangent)
@@ -192,7 +198,7 @@ def _over(names: tuple[str, ...], collective, x: jax.Array) -> jax.Array:
     return collective(x, names) if names else x
 
 
-def _chunks(vocab_size: int, hidden, labels, *others):
+def _chunks(vocab_size: int, hidden, labels):
     """Rows [N ...] -> [K C ...], K as few as CHUNK allows; the rows that fill the last one are IGNORED."""
     tokens = labels.shape[0]
     count = math.ceil(tokens * vocab_size / CHUNK)
@@ -202,7 +208,7 @@ def _chunks(vocab_size: int, hidden, labels, *others):
         x = jnp.pad(x, [(0, count * size - tokens)] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
         return x.reshape(count, size, *x.shape[1:])
 
-    return cut(hidden, 0), cut(labels, IGNORED), *(cut(x, 0) for x in others)
+    return cut(hidden, 0), cut(labels, IGNORED)
 
 
 def _dot(x: jax.Array, y: jax.Array) -> jax.Array:  # [... K], [K M] -> float32 [... M]

@@ -85,11 +85,15 @@ def test_eight_devices_give_the_numbers_of_one(inputs, monkeypatch, shape, smoot
 def test_sizes_that_do_not_divide_over_the_mesh_still_give_the_numbers(inputs, small_chunks):
     hidden, head, labels, weights = inputs
     odd = hidden[:23], head[:, :39], np.minimum(labels[:23], 38), weights[:23]
-    wanted, _ = value_and_grad(odd, 0.1, "reference")
+    wanted, slopes = value_and_grad(odd, 0.1, "reference")
     mesh = Mesh(np.asarray(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     with jax.set_mesh(mesh):
-        value, _ = value_and_grad(odd, 0.1, "chunked")
+        value, gradients = value_and_grad(odd, 0.1, "chunked")
     np.testing.assert_allclose(value, wanted, rtol=1e-6)
+    for gradient, slope in zip(
+        gradients, slopes, strict=True
+    ):  # five slices of eight ids, so one of the 39 comes twice
+        np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-6)
 
 
 def test_the_losses_of_tokens_and_their_own_cotangents(inputs, small_chunks):
