@@ -70,7 +70,9 @@ def main() -> None:
         return
     for name, make in models().items():
         if options.only in (None, name):
-            if name != "mamba":  # minutes a step, as transformers loops over tokens; benchmarks/mamba.py races less
+            if (
+                name != "mamba"
+            ):  # transformers loops over tokens, for minutes; benchmarks/mamba.py races the forward pass
                 _training(name, make(), options.pairs)
             _decoding(name, make(), _random(make()), options.pairs)
 
