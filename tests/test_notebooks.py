@@ -16,7 +16,11 @@ from mmjax.train import loop, run_folder
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-RUNS = {"01_clip": "clip_emoji", "03_llm_training": None}  # notebook -> the experiment whose run it looks at, if any
+RUNS = {
+    "01_clip": "clip_emoji",
+    "03_llm_training": None,
+    "04_mamba": None,
+}  # notebook -> the experiment whose run it looks at, if any
 
 
 def code_cells(path):

@@ -37,7 +37,7 @@ def models(longest: int) -> dict[str, Any]:
         "mamba": mamba.Mamba(mamba.MambaConfig(VOCABULARY, WIDTH, DEPTH, rank=16, compute=compute)),
         "mamba2": mamba2.Mamba2(mamba2.Mamba2Config(VOCABULARY, WIDTH, DEPTH, heads=8, compute=compute)),
         "llama": llama.Llama(
-            llama.LlamaConfig(VOCABULARY, longest, WIDTH, DEPTH, 4, 4, 64, 256, tied=True, compute=compute)
+            llama.LlamaConfig(VOCABULARY, longest, WIDTH, DEPTH, 2, 2, 128, 256, tied=True, compute=compute)
         ),
     }
 
