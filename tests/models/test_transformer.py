@@ -9,6 +9,7 @@ import clip_names
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import transformer_names
 from closeness import close, close_trees
@@ -16,6 +17,7 @@ from closeness import close, close_trees
 from mmjax import weights
 from mmjax.models import transformer
 from mmjax.nn import beam
+from mmjax.train import optim
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CONFIG = transformer.TransformerConfig(
@@ -311,3 +313,35 @@ def test_bad_input_is_one_sentence(variables, inputs):
         transformer.translate(MODEL, variables, wrong, mask, beam.Search())
     with pytest.raises(ValueError, match=r"must be \[B S\] both"):
         transformer.translate(MODEL, variables, ids, mask[:, :4], beam.Search())
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_it_learns_to_write_backwards(norm_first):
+    config = transformer.TransformerConfig(
+        11, width=32, depth=1, decoder_depth=1, num_heads=4, hidden=64, dropout=0.0, norm_first=norm_first
+    )
+    model, optimizer = transformer.Transformer(config), optim.Noam(32, warmup=100)
+
+    def batch(seed):
+        ids = np.random.default_rng(seed).integers(3, 11, (64, 5)).astype(np.int32)
+        labels = np.pad(ids[:, ::-1], ((0, 0), (0, 1)), constant_values=config.end_id)
+        inputs = np.asarray(transformer.shift_right(labels, config.start_id))
+        return {"input_ids": ids, "attention_mask": ids > 0, "decoder_input_ids": inputs, "labels": labels}
+
+    one = batch(0)
+    variables = jax.jit(lambda: model.init(jax.random.key(0), one["input_ids"], decoder_input_ids=one["labels"]))()
+    transform = optimizer.build(400, variables)
+
+    @jax.jit
+    def update(variables, state, batch):
+        gradients = jax.grad(lambda v: transformer.loss(model, v, batch, jax.random.key(0), 0)[0])(variables)
+        changes, state = transform.update(gradients, state, variables)
+        return optax.apply_updates(variables, changes), state
+
+    state = transform.init(variables)
+    for seed in range(400):
+        variables, state = update(variables, state, batch(seed))
+    new = batch(1_000)
+    found = transformer.translate(model, variables, new["input_ids"], new["attention_mask"], beam.Search(6, beams=3))
+    assert np.mean((found.tokens[:, 0] == new["labels"]).all(1)) > 0.9
