@@ -49,23 +49,23 @@ def selective_scan(
     if implementation not in (None, *IMPLEMENTATIONS):
         raise ValueError(f"implementation must be None or one of {list(IMPLEMENTATIONS)}, got {implementation!r}")
     x, delta, A, B, C = (one.astype(jnp.float32) for one in (x, delta, A, B, C))
-    keep = jnp.ones(x.shape[:2]) if resets is None else 1.0 - resets  # [B L]
+    begins = jnp.zeros(x.shape[:2]) if resets is None else resets.astype(jnp.float32)  # 1 where a text begins
     initial = jnp.zeros((x.shape[0], *A.shape)) if initial is None else initial.astype(jnp.float32)
     if implementation is None and x.shape[1] == 1:  # decoding
-        state, y = step(A, initial, tuple(one[:, 0] for one in (x, delta, B, C, keep)))
+        state, y = step(A, initial, tuple(one[:, 0] for one in (x, delta, B, C, begins)))
         return y[:, None], state
     if implementation is not None:
-        return IMPLEMENTATIONS[implementation](x, delta, A, B, C, keep, initial)
+        return IMPLEMENTATIONS[implementation](x, delta, A, B, C, begins, initial)
     choice.say(f"selective_scan {x.shape}: pallas on tpu, associative on cuda, chunked elsewhere")
     return jax.lax.platform_dependent(
-        x, delta, A, B, C, keep, initial, tpu=pallas, cuda=associative, default=chunked
+        x, delta, A, B, C, begins, initial, tpu=pallas, cuda=associative, default=chunked
     )  # fmt: skip
 
 
 def step(A: jax.Array, state: jax.Array, token: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-    """One token of each row: state [B E N], (x [B E], delta [B E], B [B N], C [B N], keep [B]) -> state, y [B E]."""
-    x, delta, B, C, keep = token
-    decay = jnp.exp(delta[..., None] * A) * keep[:, None, None]
+    """One token of each row: state [B E N], (x [B E], delta [B E], B [B N], C [B N], begins [B]) -> state, y [B E]."""
+    x, delta, B, C, begins = token
+    decay = jnp.exp(delta[..., None] * A) * (1 - begins)[:, None, None]
     state = decay * state + (delta * x)[..., None] * B[:, None]
     return state, jnp.einsum("ben,bn->be", state, C, precision="highest")
 
@@ -77,35 +77,33 @@ def _over_time(A: jax.Array, state: jax.Array, inputs: tuple[jax.Array, ...]) ->
     return state, jnp.moveaxis(y, 0, 1)
 
 
-def reference(x, delta, A, B, C, keep, initial):
+def reference(x, delta, A, B, C, begins, initial):
     """The specification."""
-    state, y = _over_time(A, initial, (x, delta, B, C, keep))
+    state, y = _over_time(A, initial, (x, delta, B, C, begins))
     return y, state
 
 
-def chunked(x, delta, A, B, C, keep, initial):
+def chunked(x, delta, A, B, C, begins, initial):
     """Token after token, with memory for the states of one chunk."""
-    # `chunks` fills up with zeros, and a `keep` of 0 would end the text.
-    body = lambda state, part: _over_time(A, state, (*part[:4], 1 - part[4]))  # noqa: E731
-    return chunks.scan(body, initial, (x, delta, B, C, 1 - keep), CHUNK["chunked"])
+    return chunks.scan(functools.partial(_over_time, A), initial, (x, delta, B, C, begins), CHUNK["chunked"])
 
 
-def associative(x, delta, A, B, C, keep, initial):
+def associative(x, delta, A, B, C, begins, initial):
     """(a1, b1) then (a2, b2) is (a2 a1, a2 b1 + b2): all states of a chunk at once, then on from the last."""
 
     def body(state, part):
-        x, delta, B, C, end = part
-        decay = jnp.exp(delta[..., None] * A) * (1 - end)[..., None, None]  # [B Q E N]
+        x, delta, B, C, begins = part
+        decay = jnp.exp(delta[..., None] * A) * (1 - begins)[..., None, None]  # [B Q E N]
         enters = (delta * x)[..., None] * B[:, :, None]
         combine = lambda first, then: (then[0] * first[0], then[0] * first[1] + then[1])  # noqa: E731
         decay, states = jax.lax.associative_scan(combine, (decay, enters), axis=1)
         states = states + decay * state[:, None]
         return states[:, -1], jnp.einsum("bqen,bqn->bqe", states, C, precision="highest")
 
-    return chunks.scan(body, initial, (x, delta, B, C, 1 - keep), CHUNK["associative"])
+    return chunks.scan(body, initial, (x, delta, B, C, begins), CHUNK["associative"])
 
 
-def pallas(x, delta, A, B, C, keep, initial, interpret: bool = False):
+def pallas(x, delta, A, B, C, begins, initial, interpret: bool = False):
     """The TPU kernel on each device's part: rows split over BATCH and channels over TENSOR, as far as they divide;
     `interpret` runs it on any platform, slowly."""
     from mmjax.ops.kernels import selective_scan as kernel  # imports Pallas, which takes a while
@@ -113,7 +111,7 @@ def pallas(x, delta, A, B, C, keep, initial, interpret: bool = False):
     run = functools.partial(kernel.selective_scan, interpret=interpret)
     names = sharding.axes(*jax.sharding.get_abstract_mesh().axis_names)
     if not names:
-        return run(x, delta, A, B, C, keep, initial)
+        return run(x, delta, A, B, C, begins, initial)
     rows, channels = sharding.axes(*sharding.BATCH), sharding.axes(sharding.TENSOR)
     rows = rows if x.shape[0] % sharding.shards(*rows) == 0 else ()
     channels = channels if x.shape[2] % sharding.shards(*channels) == 0 else ()
@@ -125,7 +123,7 @@ def pallas(x, delta, A, B, C, keep, initial, interpret: bool = False):
         out_specs=(whole, state),
         axis_names=set(names),
         check_vma=False,  # kernels do not say over which axes their results vary
-    )(x, delta, A, B, C, keep, initial)
+    )(x, delta, A, B, C, begins, initial)
 
 
 IMPLEMENTATIONS: dict[str, Callable] = {

@@ -53,8 +53,8 @@ def both(run, x, delta, A, B, C, resets, initial):
 
     @jax.jit
     def inner(x, delta, A, B, C, initial):
-        keep = 1.0 - jnp.asarray(resets)
-        out, pull = jax.vjp(lambda x, delta, A, B, C, h: run(x, delta, A, B, C, keep, h), x, delta, A, B, C, initial)
+        begins = jnp.asarray(resets, jnp.float32)
+        out, pull = jax.vjp(lambda x, delta, A, B, C, h: run(x, delta, A, B, C, begins, h), x, delta, A, B, C, initial)
         return *out, *pull(cotangents)
 
     return dict(zip(NAMES, inner(x, delta, A, B, C, initial), strict=True))
@@ -142,7 +142,7 @@ def test_rows_and_channels_split_over_a_mesh_change_nothing(form):
     ]
 
     def loss(x, delta, A, B, C, resets, initial):
-        y, last = FORMS[form](x, delta, A, B, C, 1.0 - resets, initial)
+        y, last = FORMS[form](x, delta, A, B, C, 1.0 * resets, initial)
         return jnp.sum(jnp.sin(y)) + jnp.sum(last**2)
 
     run = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3, 4, 6)))

@@ -2,8 +2,10 @@
 
     h[t] = keep[t] exp(delta[t] A) h[t-1] + B[t] (delta[t] x[t])          y[t] = sum over n of C[t] h[t]
 
+keep is 0 where a text begins, and 1 elsewhere.
+
 Grid: rows, tiles of channels, tiles of time; the last one runs in order and hands the state on. Channels lie along the
-lanes and the N numbers of a state along the sublanes, so a step is a few operations on full registers. B, C and keep
+lanes and the N numbers of a state along the sublanes, so a step is a few operations on full registers. B, C and begins
 are packed as [rows of one array, time along the lanes]: as [L N 1] columns each number would take a register's row of
 128. A step picks its column with a mask and a sum over lanes.
 
@@ -25,16 +27,16 @@ TIME = LANES  # a tile of time: its packed columns fill the lanes
 CHANNELS = 512  # the largest tile of channels: the states of a tile of time then take 4 MB of VMEM at N = 16
 
 
-def selective_scan(x, delta, A, B, C, keep, initial, *, interpret: bool = False):
-    """x, delta [B L E], A [E N], B, C [B L N], keep [B L], initial [B E N] -> y [B L E], last state [B E N]."""
+def selective_scan(x, delta, A, B, C, begins, initial, *, interpret: bool = False):
+    """x, delta [B L E], A [E N], B, C [B L N], begins [B L], initial [B E N] -> y [B L E], last state [B E N]."""
     length, channels, size = x.shape[1], *A.shape
     time, lanes, rows = -length % TIME, -channels % LANES, -size % SUBLANES
     x, delta = (jnp.pad(one, ((0, 0), (0, time), (0, lanes))) for one in (x, delta))  # delta 0: the state stays
     A = jnp.pad(A.T, ((0, rows), (0, lanes)))
     initial = jnp.pad(initial.swapaxes(1, 2), ((0, 0), (0, rows), (0, lanes)))
     B, C = (jnp.pad(one, ((0, 0), (0, time), (0, rows))) for one in (B, C))
-    keep = jnp.pad(keep[..., None], ((0, 0), (0, time), (0, SUBLANES - 1)), constant_values=1)
-    packed = jnp.concatenate([B, C, keep], axis=-1).swapaxes(1, 2)  # [B 2N+8 L]
+    begins = jnp.pad(begins[..., None], ((0, 0), (0, time), (0, SUBLANES - 1)))
+    packed = jnp.concatenate([B, C, begins], axis=-1).swapaxes(1, 2)  # [B 2N+8 L]
     y, last = _scan(x, delta, A, packed, initial, interpret)
     return y[:, :length, :channels], last[:, :size, :channels].swapaxes(1, 2)
 
@@ -134,7 +136,7 @@ def _backward(x, delta, A, packed, starts, dy, dlast, interpret):
         [(TIME, t.size, t.channels), (t.size, t.channels)],
         t.cost(passes=3, arrays=5), interpret,
     )(x, delta, A, packed, starts, dy, dlast)  # fmt: skip
-    # Each tile of channels has its share of what B and C get, each row its share of A's. `keep` is no parameter.
+    # Each tile of channels has its share of what B and C get, each row its share of A's. `begins` has no gradient.
     dpacked = jnp.pad(parts.sum(1), ((0, 0), (0, SUBLANES), (0, 0)))
     return dx, ddelta, dA.sum(0), dpacked, dinitial
 
@@ -142,7 +144,7 @@ def _backward(x, delta, A, packed, starts, dy, dlast, interpret):
 def _column(packed, lane, t, size):
     """B [N 1], C [N 1] and keep [1 1] of token t, from [2N+8 TIME]."""
     column = jnp.sum(jnp.where(lane == t, packed, 0.0), axis=1, keepdims=True)
-    return column[:size], column[size : 2 * size], column[2 * size : 2 * size + 1]
+    return column[:size], column[size : 2 * size], 1 - column[2 * size : 2 * size + 1]
 
 
 def _forward_body(x_ref, delta_ref, A_ref, packed_ref, initial_ref, y_ref, last_ref, starts_ref, state_ref, *, size):
