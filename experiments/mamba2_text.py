@@ -44,6 +44,6 @@ def experiment(size: str) -> Experiment:
     if size == "small":
         adamw = AdamW(peak=3e-3, warmup=100, end=0.1, b2=0.95, weight_decay=0.1, clip=1.0)
         every = {"save_every": 500, "eval_every": 500, "log_every": 20}
-        return Experiment(task, DocsData(), adamw, steps=1_500, batch_size=32, **every, **wiring)
+        return Experiment(task, DocsData(), adamw, steps=1_300, batch_size=32, **every, **wiring)
     adamw = AdamW(peak=8e-4, warmup=3_000, end=0.0125, b2=0.95, weight_decay=0.1, clip=1.0)
     return Experiment(task, DocsData(length=2048), adamw, 300_000, 512, mesh=MeshShape(fsdp=256), **wiring)
