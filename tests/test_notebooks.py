@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RUNS = {
     "01_clip": "clip_emoji",
+    "02_transformers": None,
     "03_llm_training": None,
     "04_mamba": None,
 }  # notebook -> the experiment whose run it looks at, if any
