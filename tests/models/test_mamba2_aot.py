@@ -17,8 +17,8 @@ def test_pretraining_mamba2_2_7b_with_a_million_tokens_a_step_fits_a_pod_of_256(
     made = plan.make(step.build(experiment, mesh).trace(), machine, mesh)
     print(made)  # shown with -s
     assert made.fits, made.reason
-    # Its share of the weights and of Adam's two moments, 3 x 4 bytes a parameter, and the small arrays (scales, biases of
-    # the convolutions) that every chip holds in full.
+    # Its share of the weights and of Adam's two moments, 3 x 4 bytes a parameter, and the small arrays (scales, biases
+    # of the convolutions) that every chip holds in full.
     assert made.memory.arguments == pytest.approx(3 * 4 * 2_702_599_680 / 256, rel=0.15)
     assert made.memory.needed < 5 * 2**30  # a lost constraint, or remat, shows as GiB
     # 6 FLOPs a parameter and token, 2 more for remat; the table of embeddings multiplies once, as the head.
