@@ -18,6 +18,8 @@ def train(asked: argparse.Namespace) -> int:
     distributed.initialize(
         asked.coordinator, asked.num_processes, asked.process_id, timeout=asked.start_timeout, heartbeat=asked.heartbeat
     )
+    if asked.record:
+        run_folder.can_record(RECORDS)
     recipe = run_folder.Recipe(asked.file, asked.size, tuple(asked.overrides))
     experiment, workdir = recipe.build(), asked.workdir or run_folder.default(recipe)
     loop.train(
@@ -131,6 +133,8 @@ def plan(asked: argparse.Namespace) -> int:
     from mmjax.parallel import plan as plans
     from mmjax.train import overrides, run_folder, step
 
+    if asked.record:
+        run_folder.can_record(PLANS)
     machine = plans.topology(asked.topology)  # first: it keeps JAX from looking for accelerators here
     experiment = overrides.load_experiment(asked.file, asked.size, asked.overrides)
     mesh = experiment.mesh.build(machine.devices)

@@ -155,7 +155,13 @@ def first_says(name: str, value: Any) -> Any:
     if jax.process_index() == 0:
         client.key_value_set(key, json.dumps(value))
         return value
-    return json.loads(client.blocking_key_value_get(key, SAID_SECONDS * 1000))
+    try:
+        return json.loads(client.blocking_key_value_get(key, SAID_SECONDS * 1000))
+    except jax.errors.JaxRuntimeError as error:
+        hosts = dict(client.key_value_dir_get("mmjax/host"))
+        raise TimeoutError(
+            f"process 0 on {hosts.get('mmjax/host/0', 'an unknown host')} has not said {name!r} in {SAID_SECONDS} s"
+        ) from error
 
 
 def leave(code: int) -> None:

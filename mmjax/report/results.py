@@ -70,9 +70,13 @@ def table(name: str, metrics: Sequence[str], results: Sequence[dict]) -> str:
         rows.append(
             [what, *numbers, number(run["steps"]), minutes, str(run["seed"]), run["devices"], run["commit"] or "–"]
         )
+    return markdown(rows)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
     head, *body = ("| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows)
-    rule = "|" + "---|" * len(rows[0])
-    return "\n".join([head, rule, *body]) + "\n"
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body]) + "\n"
 
 
 def cell(metrics: dict[str, float], key: str) -> str:
@@ -93,14 +97,14 @@ def plan_table(plans: Sequence[dict]) -> str:
         rows.append(
             [what, one["topology"], one["mesh"], f"{one['batch_size']:,}", *sizes, counts, one["commit"] or "–"]
         )
-    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *body]) + "\n"
+    return markdown(rows)
 
 
 def render(text: str, results: Sequence[dict], plans: Sequence[dict] = ()) -> str:
     """`text` with every table made anew."""
-    if plans:
-        text = PLAN_TABLE.sub(lambda m: m["open"] + plan_table(plans) + m["close"], text)
+    if len(PLAN_TABLE.findall(text)) != text.count("<!-- plans -->"):
+        raise ValueError("a mark <!-- plans --> has no <!-- /plans --> after it, or is not on its own line")
+    text = PLAN_TABLE.sub(lambda m: m["open"] + plan_table(plans) + m["close"], text)
     whole = len(TABLE.findall(text))
     if whole != len(MARK.findall(text)):
         raise ValueError(

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 THREADS = 8  # that read files while verifying; hashing leaves Python's lock
 CHUNK = 1 << 22  # bytes
+UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp.*")  # Orbax's names for steps that it is writing
 KEEP = 2  # finished steps: where the newest is damaged, the one before it is used
 FULL = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]  # as Orbax's ValueErrors quote them
 
@@ -49,6 +51,7 @@ class Checkpoints:
         # Orbax takes absolute paths only.
         self.folder = epath.Path(folder if "://" in str(folder) else os.path.abspath(folder))
         self.newest: int | None = None  # the last step known to be whole
+        self._bad: set[int] = set()  # steps that `find` has passed over
         self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="mmjax-save")
         self._saving: concurrent.futures.Future | None = None
 
@@ -93,11 +96,18 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(step, error) from error
         self.newest = step
+        self._bad.discard(step)
         if jax.process_index() == 0:
-            # Later steps, passed over as damaged, are no spare copies of this one.
-            for old in [one for one in finished(self.folder) if one <= step][:-KEEP]:
-                (self.folder / str(old) / MANIFEST).unlink()  # first, so that no half-deleted step looks whole
-                (self.folder / str(old)).rmtree()
+            self._prune()
+
+    def _prune(self) -> None:
+        """Keeps KEEP good steps. Those that were passed over are no spare copies; they go once there are enough."""
+        good = [one for one in finished(self.folder) if one <= self.newest and one not in self._bad]
+        old = good[:-KEEP] + sorted(one for one in self._bad if len(good) >= KEEP and one < self.newest)
+        for one in old:
+            (self.folder / str(one) / MANIFEST).unlink(missing_ok=True)  # first: no half-deleted step looks whole
+            (self.folder / str(one)).rmtree()
+        self._bad.difference_update(old)
 
     def _failed(self, step: int, error: Exception) -> Exception:
         """A SaveError, if the file system is to blame."""
@@ -109,10 +119,10 @@ class Checkpoints:
         return SaveError(f"cannot save step {step} to {self.folder}: {reason}; {left}. Make room, then --resume")
 
     def clean(self) -> None:
-        """Removes what interrupted saves have left; not while anything is being saved."""
+        """Removes what interrupted saves have left, and nothing else; not while anything is being saved."""
         if self.folder.exists():
             for path in self.folder.iterdir():
-                if not path.name.isdigit():
+                if UNFINISHED.fullmatch(path.name):
                     path.rmtree()
 
     def wait(self) -> None:
@@ -138,6 +148,7 @@ class Checkpoints:
                 self.newest = step
                 return step
             damaged.append((step, problem))
+            self._bad.add(step)
         if any(step in whole for step, _ in damaged):
             text = "; ".join(f"step {step}: {why}" for step, why in damaged)
             raise ValueError(f"no checkpoint in {self.folder} can be used ({text}); train anew in another folder")

@@ -204,9 +204,12 @@ class Writers:
         from PIL import Image
 
         folder = self._folder / "pictures" / str(step)
-        folder.mkdir(parents=True, exist_ok=True)
-        for title, pixels in pictures.items():
-            Image.fromarray(pixels).save(folder / f"{title.replace('/', '-')}.png")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for title, pixels in pictures.items():
+                Image.fromarray(pixels).save(folder / f"{title.replace('/', '-')}.png")
+        except OSError as error:
+            raise WriteError(f"cannot write the pictures of step {step} to {folder}: {error.strerror}") from error
 
     def say(self, text: str) -> None:
         if self.console is not None:

@@ -5,6 +5,7 @@ Every process of a run calls `train`; process 0 writes.
 
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -75,6 +76,7 @@ def train(
     config = run_folder.describe(experiment, recipe)
     if primary:  # not before: a mistake that shows only now must not leave a folder that blocks the next try
         run_folder.begin(workdir, config, recipe, resume)
+        config = run_folder.with_makers(workdir, config)
     distributed.barrier("run folder")
     with Writers(workdir, start or 0, experiment.steps, config, primary=primary, wandb=wandb) as writers:
         run = _Run(runner, workdir, checkpoints, writers)
@@ -83,7 +85,10 @@ def train(
         except WriteError as error:
             raise WriteError(f"{error}; {run.newest()}. Make room, then --resume") from error
     if primary:
-        print(f"report: {report.write(workdir)}", flush=True)
+        try:
+            print(f"report: {report.write(workdir)}", flush=True)
+        except OSError as error:
+            raise WriteError(f"cannot write the report of {workdir}: {error}; {run.newest()}") from error
         if record is not None and not stopped:
             write_record(record, config, run.meter.seconds, run.numbers)
     return Outcome(state, run.numbers, stopped)
@@ -213,8 +218,8 @@ class _Run:
         if evals:
             result = evaluate(experiment, step.served(experiment.task.serve, state.variables), evals, number)
             self.numbers = dict(result.metrics)
-            self.writers.write(EVALS, number, self.numbers)
             self.writers.pictures(number, result.pictures)
+            self.writers.write(EVALS, number, self.numbers)  # last: it says that this evaluation is done
             self.writers.say(f"step {number:,}\n{as_lines(self.numbers)}")
         self.meter.skip()
 
@@ -270,7 +275,8 @@ def _flops(runner: step.Step, batch: Batch) -> float | None:
 class Stop:
     """Whether SIGTERM or Ctrl-C has come; a second one ends the process at once.
 
-    With several processes JAX's own service listens for SIGTERM and agrees with the others on the step to stop at.
+    With several processes JAX's own service listens for SIGTERM and agrees with the others on the step to stop at;
+    Ctrl-C is passed on to it.
     """
 
     def __init__(self):
@@ -281,6 +287,9 @@ class Stop:
         if self._alone and threading.current_thread() is threading.main_thread():  # elsewhere signals cannot be caught
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._hear)
+        elif threading.current_thread() is threading.main_thread():
+            pass_on = lambda number, frame: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, pass_on)
         return self
 
     def _hear(self, number: int, frame: Any) -> None:

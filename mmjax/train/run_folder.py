@@ -10,6 +10,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -113,6 +114,8 @@ def begin(folder: Path, described: dict[str, Any], recipe: Recipe | None, resume
 
 def _check_same(folder: Path, asked: Recipe) -> None:
     before = config(folder)
+    if missing := {"file", "sha256", "size", "overrides"} - before.keys():
+        raise ValueError(f"{folder / CONFIG} lacks {', '.join(sorted(missing))}: restore it")
     now = {
         "file": Path(asked.file).name,
         "sha256": asked.sha256,
@@ -143,12 +146,30 @@ def describe(experiment: Experiment, recipe: Recipe | None) -> dict[str, Any]:
         "batch_size": experiment.batch_size,
         "seed": experiment.seed,
         "serve": experiment.task.serve,
-        "checkpoints": experiment.checkpoints,
+        "checkpoints": _absolute(experiment.checkpoints),
         "commit": commit(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
         "versions": versions,
     }
+
+
+def with_makers(folder: Path, described: dict[str, Any]) -> dict[str, Any]:
+    """`described`, with the commits and devices that began the run beside those that go on with it."""
+    before = config(folder)
+    both = {name: dict.fromkeys([before[name], described[name]]) for name in ("commit", "devices")}
+    return described | {name: ", ".join(str(one) for one in values) for name, values in both.items()}
+
+
+def _absolute(place: str) -> str:
+    """Found again from any directory; "" is the run folder."""
+    return place if not place or "://" in place else os.path.abspath(place)
+
+
+def can_record(path: Path) -> None:
+    """An error before hours of work, rather than after it."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--record writes {path}, but there is no folder {path.parent}/: run it in the clone")
 
 
 def append(path: Path, line: dict[str, Any]) -> None:

@@ -56,6 +56,7 @@ def test_text_of_a_user_stays_in_its_cell():
         ("<!-- results:none -->\n<!-- /results -->", "no result is recorded for 'none'; there are clip_emoji-small"),
         ("<!-- results:clip_emoji wrong -->\n<!-- /results -->", "hold no wrong; they hold twemoji/R@10"),
         ("<!-- results:clip_emoji -->\n", "has no <!-- /results -->"),
+        ("<!-- plans -->\n", "has no <!-- /plans -->"),
         ("<!-- results:clip_emoji -->\n<!-- results:clip_emoji -->\n<!-- /results -->", "has no <!-- /results -->"),
     ],
 )

@@ -156,6 +156,12 @@ def test_later_steps_that_were_passed_over_cost_no_good_one(copy, on_eight):
     save_as_step_4(checkpoints, checkpoints.restore(3, on_eight.abstract, seed=7))
     assert checkpoint.finished(checkpoint.epath.Path(folder)) == [3, 4, 8, 9]
     assert checkpoint.Checkpoints(folder).find() == 4
+    state = checkpoints.restore(4, on_eight.abstract, seed=7)
+    for later in (9, 10):  # past them: 8 and 9 take no place of a good one
+        checkpoints.save(state._replace(step=np.int32(later)), 7)
+        checkpoints.wait()
+    assert checkpoint.finished(checkpoint.epath.Path(folder)) == [9, 10]
+    assert checkpoint.Checkpoints(folder).find() == 10
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "variables/_METADATA"])
@@ -238,8 +244,10 @@ def test_room_is_asked_for_before_anything_is_written(copy, on_eight, monkeypatc
 def test_a_new_start_removes_what_interrupted_saves_left(copy):
     folder, _ = copy
     (folder / "4.orbax-checkpoint-tmp" / "variables").mkdir(parents=True)
+    (folder / "holidays").mkdir()
+    (folder / "notes.txt").touch()
     checkpoint.Checkpoints(folder).clean()
-    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "holidays", "notes.txt"]
 
 
 def test_slots_find_their_place_whatever_their_order(tmp_path, on_eight):

@@ -218,6 +218,16 @@ def test_nothing_to_resume_is_said(tmp_path, capsys):
     assert "run holds nothing to resume: starting at step 0" in capsys.readouterr().out
 
 
+def test_a_record_names_all_who_made_the_run(tmp_path, lines):
+    loop.train(toys.experiment(steps=2), tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"commit": "earlier", "devices": "8 x TPU"}))
+    loop.train(toys.experiment(steps=2), tmp_path / "run", resume=True, record=tmp_path / "results.jsonl")
+    (line,) = lines(tmp_path / "results.jsonl")
+    assert line["commit"].startswith("earlier, ")
+    assert line["devices"].startswith("8 x TPU, ")
+
+
 FILE = '''"""A toy: learns nothing of note."""
 
 import toys
