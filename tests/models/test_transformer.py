@@ -17,6 +17,7 @@ from closeness import close, close_trees
 from mmjax import weights
 from mmjax.models import transformer
 from mmjax.nn import beam
+from mmjax.ops import masks
 from mmjax.train import optim
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -288,6 +289,18 @@ def test_dropout_acts_in_training_only(variables, inputs):
     a, b, c = (draw(jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(a, b)
     assert np.abs(a - c).max() > 0.1
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_dropout_also_acts_inside_of_each_stack(variables, side):
+    model = transformer.Transformer(dataclasses.replace(CONFIG, dropout=0.5))
+    x, full = np.random.default_rng(0).normal(size=(1, 4, 12)).astype(np.float32), masks.Full()
+    args = (x, full) if side == "encoder" else (x, full, x, full)
+    draw = lambda key: model.apply(  # noqa: E731
+        variables, rngs={"dropout": key}, method=lambda model: getattr(model, side)(*args, train=True)[0]
+    )
+    a, b = (jax.jit(draw)(jax.random.key(seed)) for seed in (0, 1))
+    assert np.abs(a - b).max() > 0.1
 
 
 def test_labels_move_behind_the_start_token():
