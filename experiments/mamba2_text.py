@@ -3,7 +3,7 @@
 Rows are packed: the state and the convolutions start anew with each document.
 
 tiny    seconds: does everything once, learns nothing
-small   SMALL_TIME on 2 CPU cores; perplexity on held-out documents (numbers: README, beside LLaMA's)
+small   minutes on 2 CPU cores; perplexity on held-out documents (numbers: README, beside LLaMA's)
 paper   Mamba-2 2.7B as published (Dao and Gu 2024, section 9.2), a million tokens a batch, rates 5 times GPT-3's: for
         `mmjax plan` and pods; the text stays that of `docs`, and ids above 2,048 are not used
 """

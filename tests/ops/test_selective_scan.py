@@ -77,7 +77,7 @@ def test_the_reference_is_the_recurrence_written_out(length, channels, size, see
 
 
 def test_b_is_discretised_by_eulers_rule():
-    """Numbers by hand (../shared/specs); the paper's zero-order hold would give others."""
+    """Numbers by hand; the paper's zero-order hold would give others."""
     raw = np.array([0, 0.5, -0.5], np.float32) + 0.1
     x, z = np.array([1, 2, -1.0], np.float32), np.array([0.3, -0.2, 1.0])
     B, C = np.array([[1, 0.5], [0.2, -0.3], [0.7, 0.1]]), np.array([[1, 1], [0.5, 2], [-1, 0.4]])
