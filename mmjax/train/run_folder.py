@@ -23,6 +23,7 @@ from mmjax.train import overrides as settings
 from mmjax.train.experiment import Experiment
 
 CONFIG = "config.json"
+SOURCE = (":(top)", ":(top,exclude)experiments/*.jsonl")  # recorded numbers change no run
 PACKAGES = ("mmjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -200,4 +201,4 @@ def commit() -> str | None:
         return done.stdout.strip() if done.returncode == 0 else None
 
     head = git("rev-parse", "--short=12", "HEAD")
-    return f"{head}+" if head and git("status", "--porcelain", "--untracked-files=no") else head
+    return f"{head}+" if head and git("status", "--porcelain", "--untracked-files=no", "--", *SOURCE) else head
