@@ -10,15 +10,11 @@ paper   BERT-large as published (Devlin et al. 2019, appendix A.2), 256 rows of 
 bias, and all steps have rows of one length (the original: 90 % of 128, then 10 % of 512).
 """
 
-import dataclasses
 from functools import partial
-
-import jax.numpy as jnp
 
 from mmjax.data.emoji_text import SentencePairs
 from mmjax.evals.encoder import HiddenWords, ask
 from mmjax.models import bert
-from mmjax.nn.stack import Compute
 from mmjax.parallel.mesh import MeshShape
 from mmjax.train.experiment import Experiment
 from mmjax.train.optim import AdamW
@@ -27,20 +23,8 @@ from mmjax.train.task import Task
 VOCAB_SIZE = 2048  # of the pack's own word pieces
 
 
-def tiny_model() -> bert.BERTConfig:
-    return dataclasses.replace(bert.BERTConfig.tiny(), vocab_size=VOCAB_SIZE)
-
-
-def small_model() -> bert.BERTConfig:
-    return dataclasses.replace(bert.small(VOCAB_SIZE, length=64), compute=Compute(unroll=True))
-
-
-def paper_model() -> bert.BERTConfig:
-    return dataclasses.replace(bert.large(), compute=Compute(jnp.bfloat16, remat="dots"))
-
-
 def experiment(size: str) -> Experiment:
-    config = {"tiny": tiny_model, "small": small_model, "paper": paper_model}[size]()
+    config = bert.of_size(size, VOCAB_SIZE)
     data = SentencePairs(config.length)
     masking = bert.Masking(data.tokenizer.mask, config.vocab_size, never=(data.tokenizer.cls, data.tokenizer.sep))
     task = Task(

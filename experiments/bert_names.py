@@ -11,8 +11,6 @@ paper   BERT-large with the published recipe (Devlin et al. 2019, section 4.1: 3
 
 import dataclasses
 
-import jax.numpy as jnp
-
 from mmjax.data.emoji_text import Names
 from mmjax.evals.encoder import Classes, ask
 from mmjax.models import bert
@@ -26,24 +24,11 @@ MINILM = "weights/minilm"
 PRETRAINED = Source("bert_cldr", take="params/bert", to="params/bert")
 
 
-def tiny_model() -> bert.BERTConfig:
-    return dataclasses.replace(bert.BERTConfig.tiny(), vocab_size=VOCAB_SIZE)
-
-
-def small_model() -> bert.BERTConfig:
-    return dataclasses.replace(bert.small(VOCAB_SIZE, length=64), compute=Compute(unroll=True))
-
-
-def minilm_model() -> bert.BERTConfig:
-    return dataclasses.replace(bert.minilm(), compute=Compute(unroll=True))
-
-
-def paper_model() -> bert.BERTConfig:
-    return dataclasses.replace(bert.large(), compute=Compute(jnp.bfloat16, remat="dots"))
-
-
 def experiment(size: str) -> Experiment:
-    config = {"tiny": tiny_model, "small": small_model, "minilm": minilm_model, "paper": paper_model}[size]()
+    if size == "minilm":
+        config = dataclasses.replace(bert.minilm(), compute=Compute(unroll=True))
+    else:
+        config = bert.of_size(size, VOCAB_SIZE)
     data = Names(vocab=MINILM if size == "minilm" else "")
     task = Task(bert.BERTForClassification(config, data.labels), bert.loss)
     source = Source(MINILM, take="params", to="params/bert") if size == "minilm" else PRETRAINED

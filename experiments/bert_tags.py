@@ -13,8 +13,6 @@ paper   BERT-large with the published recipe (Devlin et al. 2019, section 5.3 an
 
 import dataclasses
 
-import jax.numpy as jnp
-
 from mmjax.data.emoji_text import Mentions
 from mmjax.evals.encoder import Spans, ask
 from mmjax.models import bert
@@ -28,24 +26,11 @@ MINILM = "weights/minilm"
 ENCODER = ("embed", "pos_embed", "type_embed", "norm", "layers")  # all but the pooler, which tags don't read
 
 
-def tiny_model() -> bert.BERTConfig:
-    return dataclasses.replace(bert.BERTConfig.tiny(), vocab_size=VOCAB_SIZE)
-
-
-def small_model() -> bert.BERTConfig:
-    return dataclasses.replace(bert.small(VOCAB_SIZE, length=64), compute=Compute(unroll=True))
-
-
-def minilm_model() -> bert.BERTConfig:
-    return dataclasses.replace(bert.minilm(), compute=Compute(unroll=True))
-
-
-def paper_model() -> bert.BERTConfig:
-    return dataclasses.replace(bert.large(), compute=Compute(jnp.bfloat16, remat="dots"))
-
-
 def experiment(size: str) -> Experiment:
-    config = {"tiny": tiny_model, "small": small_model, "minilm": minilm_model, "paper": paper_model}[size]()
+    if size == "minilm":
+        config = dataclasses.replace(bert.minilm(), compute=Compute(unroll=True))
+    else:
+        config = bert.of_size(size, VOCAB_SIZE)
     data = Mentions(vocab=MINILM if size == "minilm" else "")
     task = Task(bert.BERTForTagging(config, data.labels), bert.loss)
     run, inside = (MINILM, "params") if size == "minilm" else ("bert_cldr", "params/bert")

@@ -6,15 +6,10 @@ small   about 4 minutes on 2 CPU cores; win rate against the SFT model on held-o
 paper   LLaMA-7B with the hyper-parameters of Rafailov et al. 2023, appendix B (there with RMSprop)
 """
 
-import dataclasses
-
-import jax.numpy as jnp
-
 from mmjax.data.docs import tokenizer
 from mmjax.data.emoji_questions import EmojiPreferences
 from mmjax.evals.answers import Answers, Talk, WinRate
 from mmjax.models import llama
-from mmjax.nn.stack import Compute
 from mmjax.objectives.dpo import DPO
 from mmjax.parallel.mesh import MeshShape
 from mmjax.train.experiment import Experiment, Source
@@ -22,17 +17,9 @@ from mmjax.train.optim import AdamW
 from mmjax.train.task import Task
 
 
-def config(size: str) -> llama.LlamaConfig:
-    vocab_size, full = tokenizer().get_vocab_size(), Compute(jnp.bfloat16, remat="full")
-    return {
-        "tiny": dataclasses.replace(llama.LlamaConfig.tiny(), vocab_size=vocab_size, length=256, tied=True),
-        "small": llama.small(vocab_size),
-        "paper": dataclasses.replace(llama.llama_7b(), compute=full),
-    }[size]
-
-
 def experiment(size: str) -> Experiment:
-    task, data = Task(llama.Llama(config(size)), DPO(beta=0.1)), EmojiPreferences(length=72)
+    config = llama.of_size(size, tokenizer().get_vocab_size())
+    task, data = Task(llama.Llama(config), DPO(beta=0.1)), EmojiPreferences(length=72)
     wiring = {
         "evals": (Answers("held_out"), WinRate("held_out")),
         "sample": Talk(),

@@ -23,7 +23,6 @@ from mmjax.data.emoji_questions import EmojiPrompts, stop_ids
 from mmjax.evals.answers import Answers, Talk, WinRate
 from mmjax.models import llama
 from mmjax.nn.sampling import Generated, Sampling, generate
-from mmjax.nn.stack import Compute
 from mmjax.objectives import log_probs, rollout
 from mmjax.objectives.grpo import GRPO, group_advantages
 from mmjax.parallel.mesh import MeshShape
@@ -67,17 +66,9 @@ def _answers(
     return rows | {"old_log_probs": log_probs.of_labels(model, params, rows, how.grpo.temperature)}, said
 
 
-def config(size: str) -> llama.LlamaConfig:
-    vocab_size, full = tokenizer().get_vocab_size(), Compute(jnp.bfloat16, remat="full")
-    return {
-        "tiny": dataclasses.replace(llama.LlamaConfig.tiny(), vocab_size=vocab_size, length=256, tied=True),
-        "small": llama.small(vocab_size),
-        "paper": dataclasses.replace(llama.llama_7b(), compute=full),
-    }[size]
-
-
 def experiment(size: str) -> Experiment:
-    model, data, grpo = llama.Llama(config(size)), EmojiPrompts(), GRPO(beta=0.04)
+    config = llama.of_size(size, tokenizer().get_vocab_size())
+    model, data, grpo = llama.Llama(config), EmojiPrompts(), GRPO(beta=0.04)
     wiring = {
         "evals": (Answers("held_out"), WinRate("held_out")),
         "sample": Talk(),

@@ -128,6 +128,8 @@ def experiment(size: str) -> Experiment:
             Task(Decoders(config), loss), DocsData(length=64), adamw, steps=800, batch_size=64, evals=(Lengths(KINDS),),
             sample=Judged(), **every,
         )  # fmt: skip
+    if size != "paper":
+        raise KeyError(size)
     compute = Compute(jnp.bfloat16, remat="full")
     config = gpt.GPTConfig(vocab_size, 4096, width=1024, depth=16, num_heads=8, hidden=4096, compute=compute)
     adamw = AdamW(peak=3e-4, warmup=2_000, end=0.1, b2=0.95, weight_decay=0.1, clip=1.0)

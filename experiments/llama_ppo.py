@@ -20,7 +20,6 @@ from mmjax.evals.answers import Answers, Talk, WinRate
 from mmjax.models import llama
 from mmjax.models.reward import ActorCritic, RewardModel
 from mmjax.nn.sampling import Sampling, generate
-from mmjax.nn.stack import Compute
 from mmjax.objectives import log_probs, rollout
 from mmjax.objectives.ppo import PPO
 from mmjax.parallel.mesh import MeshShape
@@ -58,17 +57,9 @@ def _experience(model: ActorCritic, ppo: PPO, sampling: Sampling, variables: dic
     return rows | ppo.experience(old, reference, values, score, log_probs.counted(rows))
 
 
-def config(size: str) -> llama.LlamaConfig:
-    vocab_size, full = tokenizer().get_vocab_size(), Compute(jnp.bfloat16, remat="full")
-    return {
-        "tiny": dataclasses.replace(llama.LlamaConfig.tiny(), vocab_size=vocab_size, length=256, tied=True),
-        "small": llama.small(vocab_size),
-        "paper": dataclasses.replace(llama.llama_7b(), compute=full),
-    }[size]
-
-
 def experiment(size: str) -> Experiment:
-    model = ActorCritic(llama.Llama(config(size)), RewardModel(llama.Llama(config(size))))
+    config = llama.of_size(size, tokenizer().get_vocab_size())
+    model = ActorCritic(llama.Llama(config), RewardModel(llama.Llama(config)))
     ppo, data = PPO(), EmojiPrompts()
     task = Task(model, ppo, prepare=Rollout(ppo), updates=4)  # 4 passes over each batch of answers
     wiring = {

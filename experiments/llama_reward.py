@@ -6,16 +6,11 @@ small   about 3 minutes on 2 CPU cores; share of pairs about held-out concepts t
 paper   LLaMA-7B with the hyper-parameters of Llama 2's reward models (Touvron et al. 2023b, section 3.2.2)
 """
 
-import dataclasses
-
-import jax.numpy as jnp
-
 from mmjax.data.docs import tokenizer
 from mmjax.data.emoji_questions import EmojiPreferences
 from mmjax.evals.preference import RewardAccuracy, Score
 from mmjax.models import llama
 from mmjax.models.reward import RewardModel
-from mmjax.nn.stack import Compute
 from mmjax.objectives.reward import Reward
 from mmjax.parallel.mesh import MeshShape
 from mmjax.train.experiment import Experiment, Source
@@ -23,17 +18,9 @@ from mmjax.train.optim import AdamW
 from mmjax.train.task import Task
 
 
-def config(size: str) -> llama.LlamaConfig:
-    vocab_size, full = tokenizer().get_vocab_size(), Compute(jnp.bfloat16, remat="full")
-    return {
-        "tiny": dataclasses.replace(llama.LlamaConfig.tiny(), vocab_size=vocab_size, length=256, tied=True),
-        "small": llama.small(vocab_size),
-        "paper": dataclasses.replace(llama.llama_7b(), compute=full),
-    }[size]
-
-
 def experiment(size: str) -> Experiment:
-    task, data = Task(RewardModel(llama.Llama(config(size))), Reward(center=0.01)), EmojiPreferences(length=72)
+    config = llama.of_size(size, tokenizer().get_vocab_size())
+    task, data = Task(RewardModel(llama.Llama(config)), Reward(center=0.01)), EmojiPreferences(length=72)
     wiring = {
         "evals": (RewardAccuracy("held_out"),),
         "sample": Score(),

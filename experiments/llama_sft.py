@@ -5,15 +5,10 @@ small   about 6 minutes on 2 CPU cores; share of right answers about concepts th
 paper   LLaMA-7B with the hyper-parameters of Stanford Alpaca (Taori et al. 2023)
 """
 
-import dataclasses
-
-import jax.numpy as jnp
-
 from mmjax.data.docs import tokenizer
 from mmjax.data.emoji_questions import EmojiChat
 from mmjax.evals.answers import Answers, Talk
 from mmjax.models import llama
-from mmjax.nn.stack import Compute
 from mmjax.objectives import sft
 from mmjax.parallel.mesh import MeshShape
 from mmjax.train.experiment import Experiment, Source
@@ -21,17 +16,9 @@ from mmjax.train.optim import AdamW
 from mmjax.train.task import Task
 
 
-def config(size: str) -> llama.LlamaConfig:
-    vocab_size, full = tokenizer().get_vocab_size(), Compute(jnp.bfloat16, remat="full")
-    return {
-        "tiny": dataclasses.replace(llama.LlamaConfig.tiny(), vocab_size=vocab_size, length=256, tied=True),
-        "small": llama.small(vocab_size),
-        "paper": dataclasses.replace(llama.llama_7b(), compute=full),
-    }[size]
-
-
 def experiment(size: str) -> Experiment:
-    task, data = Task(llama.Llama(config(size)), sft.loss), EmojiChat()
+    config = llama.of_size(size, tokenizer().get_vocab_size())
+    task, data = Task(llama.Llama(config), sft.loss), EmojiChat()
     wiring = {"evals": (Answers("held_out"),), "sample": Talk(), "init_from": (Source("llama_text"),)}
     if size == "tiny":
         every = {"save_every": 4, "eval_every": 8, "log_every": 1}

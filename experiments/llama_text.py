@@ -8,15 +8,10 @@ paper   LLaMA-7B as published (Touvron et al. 2023, section 2 and table 2), 4 mi
         and pods; the text stays that of `docs`, and ids above 2,048 are not used
 """
 
-import dataclasses
-
-import jax.numpy as jnp
-
 from mmjax.data.docs import DocsData, tokenizer
 from mmjax.evals.continuation import Continuation
 from mmjax.evals.perplexity import Perplexity
 from mmjax.models import llama
-from mmjax.nn.stack import Compute
 from mmjax.objectives import pretrain
 from mmjax.parallel.mesh import MeshShape
 from mmjax.train.experiment import Experiment
@@ -24,17 +19,9 @@ from mmjax.train.optim import AdamW
 from mmjax.train.task import Task
 
 
-def config(size: str) -> llama.LlamaConfig:
-    vocab_size, full = tokenizer().get_vocab_size(), Compute(jnp.bfloat16, remat="full")
-    return {
-        "tiny": dataclasses.replace(llama.LlamaConfig.tiny(), vocab_size=vocab_size, length=256, tied=True),
-        "small": llama.small(vocab_size),
-        "paper": dataclasses.replace(llama.llama_7b(), compute=full),
-    }[size]
-
-
 def experiment(size: str) -> Experiment:
-    task = Task(llama.Llama(config(size)), pretrain.loss)
+    config = llama.of_size(size, tokenizer().get_vocab_size())
+    task = Task(llama.Llama(config), pretrain.loss)
     wiring = {"evals": (Perplexity("held_out"),), "sample": Continuation()}
     if size == "tiny":
         data, every = DocsData(length=32, corpora=("emoji",)), {"save_every": 4, "eval_every": 8, "log_every": 1}

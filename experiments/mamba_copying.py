@@ -6,9 +6,10 @@ NAME_transformer train it with the same steps, rows and learning rate. Both are 
     mmjax train experiments/mamba_copying.py
     mmjax train experiments/mamba_copying.py --size small_transformer
 
-tiny    seconds: does everything once, learns nothing
-small   about 6 minutes on 2 CPU cores; 8 letters in 48 tokens, asked at up to 384 (numbers: README)
-paper   16 letters in 4,096 tokens, 400,000 steps of 64 rows at 1e-4, 2 layers of width 64 (section E.1)
+tiny               seconds: does everything once, learns nothing
+small              about 6 minutes on 2 CPU cores; 8 letters in 48 tokens, asked at up to 384 (numbers: README)
+small_transformer  the Transformer beside it; also tiny_transformer and paper_transformer
+paper              16 letters in 4,096 tokens, 400,000 steps of 64 rows at 1e-4, 2 layers of width 64 (section E.1)
 """
 
 from typing import Any

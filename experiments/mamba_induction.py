@@ -7,9 +7,10 @@ rate. It has never seen two tokens that far apart.
     mmjax train experiments/mamba_induction.py
     mmjax train experiments/mamba_induction.py --size small_transformer
 
-tiny    seconds: does everything once, learns nothing
-small   about 2 minutes on 2 CPU cores; trained on 32 tokens, asked at up to 1,024 (numbers: README)
-paper   trained on 256 tokens, 204,800 steps of 8 rows, asked at up to 2^16 (theirs: 2^20; section E.1)
+tiny               seconds: does everything once, learns nothing
+small              about 2 minutes on 2 CPU cores; trained on 32 tokens, asked at up to 1,024 (numbers: README)
+small_transformer  the Transformer beside it; also tiny_transformer and paper_transformer
+paper              trained on 256 tokens, 204,800 steps of 8 rows, asked at up to 2^16 (theirs: 2^20; section E.1)
 """
 
 from typing import Any

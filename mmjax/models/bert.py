@@ -82,6 +82,15 @@ def small(vocab_size: int, length: int) -> BERTConfig:
     return BERTConfig(vocab_size, length, width=128, depth=4, num_heads=4, hidden=512)
 
 
+def of_size(size: str, vocab_size: int) -> BERTConfig:
+    """What experiments train: tiny and small with their own `vocab_size`, and as paper BERT-large in bfloat16."""
+    return {
+        "tiny": dataclasses.replace(BERTConfig.tiny(), vocab_size=vocab_size),
+        "small": dataclasses.replace(small(vocab_size, length=64), compute=Compute(unroll=True)),
+        "paper": dataclasses.replace(large(), compute=Compute(jnp.bfloat16, remat="dots")),
+    }[size]
+
+
 @struct.dataclass
 class BERTOutput:
     last_hidden_state: jax.Array  # [B T D]

@@ -109,6 +109,15 @@ def small(vocab_size: int) -> LlamaConfig:
     return LlamaConfig(vocab_size, 256, 160, 4, 4, 2, 40, 432, tied=True, compute=compute)
 
 
+def of_size(size: str, vocab_size: int) -> LlamaConfig:
+    """What experiments train: tiny and small with their own `vocab_size`, and as paper the 7B of 2023 in bfloat16."""
+    return {
+        "tiny": dataclasses.replace(LlamaConfig.tiny(), vocab_size=vocab_size, length=256, tied=True),
+        "small": small(vocab_size),
+        "paper": dataclasses.replace(llama_7b(), compute=Compute(jnp.bfloat16, remat="full")),
+    }[size]
+
+
 class Llama(nn.Module):
     config: LlamaConfig
 

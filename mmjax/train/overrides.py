@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import importlib.util
 import inspect
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -48,17 +49,19 @@ def load_experiment(path: str | Path, size: str, overrides: Sequence[str] = ()) 
 
 
 def sizes(path: str | Path) -> tuple[str, ...]:
-    """The sizes that a file names, read from its source: its string constants that are in SIZES, and the keys of
-    dictionaries that hold one of those."""
-    found: dict[str, None] = {}
-    for node in ast.walk(ast.parse(Path(path).read_text(encoding="utf-8"))):
+    """The sizes that a file names, read from its source: in its docstring's table ("tiny  seconds: ..."), which starts
+    with one of SIZES; string constants that are in SIZES; and the keys of dictionaries that hold one of those."""
+    tree, found = ast.parse(Path(path).read_text(encoding="utf-8")), []
+    for paragraph in (ast.get_docstring(tree) or "").split("\n\n"):
+        names = re.findall(r"^(\w+) {2,}\S", paragraph, flags=re.MULTILINE)
+        found += names if set(names) & set(SIZES) else ()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Dict):
             keys = [key.value for key in node.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
-            if set(keys) & set(SIZES):
-                found |= dict.fromkeys(keys)
+            found += keys if set(keys) & set(SIZES) else ()
         elif isinstance(node, ast.Constant) and node.value in SIZES:
-            found[node.value] = None
-    return tuple(sorted(found, key=lambda size: SIZES.index(size) if size in SIZES else len(SIZES)))
+            found.append(node.value)
+    return tuple(sorted(dict.fromkeys(found), key=lambda size: SIZES.index(size) if size in SIZES else len(SIZES)))
 
 
 def _near_files(path: Path) -> str:

@@ -26,6 +26,13 @@ def test_every_experiment_builds_at_every_size(path, size):
     assert experiment.sample is not None
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_experiment_knows_its_sizes(path):
+    assert {"tiny", "small", "paper"} <= set(overrides.sizes(path))
+    with pytest.raises(ValueError, match="has no size 'huge'; its sizes: tiny, small, paper"):
+        overrides.load_experiment(path, "huge")
+
+
 def test_the_held_out_artist_is_read_only_at_the_end():
     experiment = overrides.load_experiment(EXPERIMENTS / "clip_emoji.py", "small")
     assert {one.split for one in experiment.evals} == {"validation"}
