@@ -1,0 +1,49 @@
+"""A chapter of the story in one command, run after run: `python -m experiments._chapters CHAPTER [OPTIONS]`.
+
+    bert         bert_cldr -> bert_names (and the same from nothing), bert_tags
+    transformer  transformer_names
+    chat         llama_text -> llama_sft -> llama_reward -> llama_ppo, and llama_sft -> llama_dpo, llama_grpo
+    mamba        mamba_induction and mamba_copying, each beside a Transformer; mamba2_text
+    lengths      llama_lengths
+    language     all of the above
+    minilm       bert_names and bert_tags from the weights in weights/minilm (see bert_names)
+
+OPTIONS go to each `mmjax train`, such as --record. What was interrupted goes on when this is run again.
+"""
+
+import subprocess
+import sys
+
+FROM_NOTHING = ("--workdir", "runs/bert_names-scratch", "--set", "init_from=()")
+CHAPTERS = {
+    "bert": (("bert_cldr",), ("bert_names",), ("bert_names", *FROM_NOTHING), ("bert_tags",)),
+    "transformer": (("transformer_names",),),
+    "chat": (("llama_text",), ("llama_sft",), ("llama_reward",), ("llama_ppo",), ("llama_dpo",), ("llama_grpo",)),
+    "mamba": (
+        ("mamba_induction",),
+        ("mamba_induction", "--size", "small_transformer"),
+        ("mamba_copying",),
+        ("mamba_copying", "--size", "small_transformer"),
+        ("mamba2_text",),
+    ),
+    "lengths": (("llama_lengths",),),
+}
+CHAPTERS["language"] = tuple(run for runs in CHAPTERS.values() for run in runs)
+CHAPTERS["minilm"] = (("bert_names", "--size", "minilm"), ("bert_tags", "--size", "minilm"))
+
+
+def main(chapter: str = "", *options: str) -> int:
+    """The exit code of the first run that failed, 0 where all are done."""
+    if chapter not in CHAPTERS:
+        print(f"no chapter {chapter!r}; there are {', '.join(CHAPTERS)}", file=sys.stderr)
+        return 2
+    for stem, *own in CHAPTERS[chapter]:
+        words = ["-m", "mmjax", "train", f"experiments/{stem}.py", "--resume", *own, *options]
+        print("python", *words, flush=True)
+        if code := subprocess.run([sys.executable, *words]).returncode:
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

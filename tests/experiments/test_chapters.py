@@ -1,0 +1,41 @@
+"""The runs of a chapter exist, in an order in which each finds what it starts from."""
+
+import re
+import runpy
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mmjax.train import overrides
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+CHAPTERS = runpy.run_path(str(EXPERIMENTS / "_chapters.py"))["CHAPTERS"]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_every_run_exists_and_comes_after_what_it_starts_from(chapter):
+    done = set()
+    for stem, *options in CHAPTERS[chapter]:
+        size = options[options.index("--size") + 1] if "--size" in options else "small"
+        settings = [options[i + 1] for i, word in enumerate(options) if word == "--set"]
+        experiment = overrides.load_experiment(EXPERIMENTS / f"{stem}.py", size, settings)
+        needed = {source.run for source in experiment.init_from if not source.run.startswith("weights/")}
+        assert needed <= done, f"{stem} starts from {needed}"
+        done.add(stem)
+
+
+def test_options_reach_each_run_and_the_first_failure_ends_it(monkeypatch, capsys):
+    module = runpy.run_path(str(EXPERIMENTS / "_chapters.py"))
+    started = []
+
+    def run(command: list[str]) -> subprocess.CompletedProcess:
+        started.append(command[1:])
+        return subprocess.CompletedProcess(command, 3 if "experiments/bert_names.py" in command else 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert module["main"]("bert", "--record") == 3
+    assert [re.search(r"\w+(?=\.py)", " ".join(one))[0] for one in started] == ["bert_cldr", "bert_names"]
+    assert all(one[-1] == "--record" and "--resume" in one for one in started)
+    assert module["main"]("nothing") == 2
+    assert "no chapter 'nothing'; there are bert, " in capsys.readouterr().err
