@@ -79,7 +79,7 @@ def experiment(size: str) -> Experiment:
         return Experiment(task, data, AdamW(1e-2), steps=8, batch_size=4, **every, **wiring)
     if size == "small":
         task = Task(model, grpo, prepare=Rollout(grpo), updates=2)
-        adamw, every = AdamW(peak=1e-4, warmup=10, end=0.1, clip=1.0), {"eval_every": 120, "log_every": 2}
+        adamw, every = AdamW(peak=3e-5, warmup=10, end=0.1, clip=1.0), {"eval_every": 60, "log_every": 2}
         return Experiment(task, data, adamw, steps=240, batch_size=8, **every, **wiring)
     task, adamw = Task(model, grpo, prepare=Rollout(grpo, group=64)), AdamW(peak=1e-6, decay="constant", clip=1.0)
     return Experiment(task, data, adamw, 9_000, 16, mesh=MeshShape(fsdp=-1, data=1), **wiring)
