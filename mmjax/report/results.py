@@ -7,9 +7,10 @@ A table stands between two marks, and is replaced there (--check only compares, 
     <!-- results:clip_emoji twemoji/R@10 twemoji/median_rank -->
     <!-- /results -->
 
-The mark names an experiment, or one size of it as "clip_emoji-small", and the metrics to show; without metrics, all
-that have a chance. Of runs with the same size, overrides and seed the last recorded one counts. Each line holds
-`stem size overrides seed commit steps devices date seconds metrics judge`, as `mmjax train --record` writes it.
+The mark names experiments, "llama_dpo,llama_grpo", or one size of them as "clip_emoji-small", and the metrics to show;
+without metrics, all that have a chance. Of runs with the same size, overrides and seed the last recorded one counts.
+Each line holds `stem size overrides seed commit steps devices date seconds metrics judge`, as `mmjax train --record`
+writes it.
 
 The table of plans stands between <!-- plans --> and <!-- /plans -->: the newest line of each experiment, size,
 overrides and topology, as `mmjax plan --record` writes it.
@@ -27,7 +28,7 @@ from mmjax.report.page import CHANCE, number
 
 RESULTS = Path("experiments/results.jsonl")
 TABLE = re.compile(
-    r"(?P<open><!-- results:(?P<name>[\w-]+)(?P<metrics>[^>]*?) -->\n).*?(?P<close><!-- /results -->)", re.S
+    r"(?P<open><!-- results:(?P<name>[\w,-]+)(?P<metrics>[^>]*?) -->\n).*?(?P<close><!-- /results -->)", re.S
 )
 MARK = re.compile(r"<!-- results:")
 PLANS = Path("experiments/plans.jsonl")
@@ -55,7 +56,7 @@ def runs_of(name: str, results: Sequence[dict]) -> list[dict]:
 
 def table(name: str, metrics: Sequence[str], results: Sequence[dict]) -> str:
     """A Markdown table, one row for each run, chance beside each number."""
-    runs = runs_of(name, results)
+    runs = [run for one in name.split(",") for run in runs_of(one, results)]
     metrics = metrics or [key for key in runs[-1]["metrics"] if key + CHANCE in runs[-1]["metrics"]]
     missing = [key for key in metrics if all(key not in run["metrics"] for run in runs)]
     if missing:

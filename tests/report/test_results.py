@@ -38,6 +38,12 @@ def test_the_mark_chooses_metrics_and_size():
     assert "| – |" in results.table("clip_emoji", ["loss"], runs)
 
 
+def test_experiments_that_are_compared_share_a_table():
+    runs = [record(stem="dpo"), record(stem="other"), record(stem="ppo")]
+    text = results.render("<!-- results:ppo,dpo twemoji/R@10 -->\n<!-- /results -->", runs)
+    assert [row.split()[1] for row in text.splitlines()[3:-1]] == ["ppo", "dpo"]
+
+
 def test_the_newest_of_equal_runs_counts():
     metrics = [{"a": value, "a_chance": 0.1} for value in (0.25, 0.5)]
     runs = [record(metrics=metrics[0]), record(seed=1, metrics=metrics[0]), record(metrics=metrics[1])]
