@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mmjax.nn.stack import LAYERS, per_layer
 from mmjax.train import trees
 
 Schedule = Callable[[jax.Array], jax.Array]  # number of updates made so far -> learning rate
@@ -41,6 +42,20 @@ def schedule(peak: float, steps: int, warmup: int = 0, decay: str = "cosine", en
     return rate
 
 
+def cosine(first: float, last: float, steps: int, warmup: int = 0, start: float = 0.0) -> Schedule:
+    """From `start` straight to `first` over `warmup` updates, then along half a cosine to `last` after `steps`.
+
+    Counted as facebookresearch/dino and dinov2 count: the rise takes both of its ends, the fall never reaches its own.
+    """
+
+    def value(count: jax.Array) -> jax.Array:
+        rising = start + (first - start) * count / max(warmup - 1, 1)
+        done = jnp.clip((count - warmup) / max(steps - warmup, 1), 0, 1)
+        return jnp.where(count < warmup, rising, last + (first - last) * DECAYS["cosine"](done))
+
+    return value
+
+
 @dataclasses.dataclass(frozen=True)
 class AdamW:
     """Adam with weight decay beside the gradient (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
@@ -66,6 +81,125 @@ class AdamW:
             mask=lambda tree: trees.map_paths(lambda path, _: bool(re.search(self.mask, path)), tree),
         )  # fmt: skip
         return optax.chain(optax.clip_by_global_norm(self.clip), adamw) if self.clip is not None else adamw
+
+
+def clip_each(bound: float) -> optax.GradientTransformation:
+    """Bounds each array's norm alone, layer by layer: DINO. Query, key and value count as one, as they do there."""
+    return _clip(bound, lambda path: re.sub(r"/(query|key|value)/", "/", path), by_layer=True)
+
+
+def clip_parts(bound: float) -> optax.GradientTransformation:
+    """Bounds the norm of each of the model's parts, named by the first step of the paths: DINOv2."""
+    return _clip(bound, lambda path: path.split("/")[0], by_layer=False)
+
+
+def _clip(bound: float, group: Callable[[str], str], by_layer: bool) -> optax.GradientTransformation:
+    """As torch.nn.utils.clip_grad_norm_ for each set of paths with one `group`; by_layer: in each layer of a stack."""
+
+    def clip(gradients: Any, _: Any = None) -> Any:
+        squares: dict[str, Any] = {}
+        for path, x in trees.leaves(gradients).items():
+            axes = range(1, x.ndim) if by_layer and LAYERS in path.split("/") else range(x.ndim)
+            total = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=tuple(axes))
+            squares[group(path)] = squares.get(group(path), 0.0) + total
+
+        def one(path: str, x: jax.Array) -> jax.Array:
+            share = jnp.minimum(1, bound / (jnp.sqrt(squares[group(path)]) + 1e-6))
+            return x * share.reshape(share.shape + (1,) * (x.ndim - share.ndim)).astype(x.dtype)
+
+        return trees.map_paths(one, gradients)
+
+    return optax.stateless(clip)
+
+
+def same_rate(path: str, layer: jax.Array | None) -> float:
+    """All parameters learn equally fast."""
+    return 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerDecay:
+    """Layers learn more slowly the further they are from the last: Clark et al. 2020, arXiv:2003.10555, with DINOv2's
+    numbers. What stands before the first layer counts as a layer of its own, and patches have a factor more."""
+
+    factor: float  # of each layer, relative to the next
+    depth: int
+    patches: float = 1.0
+
+    def __call__(self, path: str, layer: jax.Array | None) -> jax.Array | float:
+        if layer is not None:
+            return self.factor ** (self.depth - layer)
+        patches = self.patches if "patch_embed/" in path else 1.0
+        return patches * (self.factor ** (self.depth + 1) if "_embed" in path else 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class CosineAdamW:
+    """AdamW as self-distillation is trained: the weight decay moves along a cosine too, and the last layer waits.
+
+    The defaults are DINO's (Caron et al. 2021, arXiv:2104.14294; facebookresearch/dino, main_dino.py).
+    """
+
+    peak: float
+    warmup: int = 0
+    end: float = 1e-6  # the last rate
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.4
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    mask: str = r"(kernel|embed|gain)$"  # decayed paths: all but biases, norms and LayerScale
+    clip: float | None = 3.0
+    clipping: Callable = clip_each
+    frozen: str = r"prototypes/"  # paths that do not move in the first `frozen_steps` updates
+    frozen_steps: int = 0
+    moments_wait: bool = True  # whether Adam's moments of these start only then (DINO), or at once (DINOv2)
+    scale: Callable = same_rate  # (path, layer or None) -> factor of the rate
+
+    def rates(self, steps: int) -> dict[str, Schedule]:
+        decay = cosine(self.weight_decay, self.weight_decay_end, steps)
+        return {"lr": cosine(self.peak, self.end, steps, self.warmup), "weight_decay": decay}
+
+    def build(self, steps: int, params: Any) -> optax.GradientTransformation:
+        adam, waits = optax.scale_by_adam(self.b1, self.b2, self.eps), re.compile(self.frozen)
+        if self.moments_wait and self.frozen_steps:
+            labels = trees.map_paths(lambda path, _: "late" if waits.search(path) else "now", params)
+            adam = optax.partition({"late": _late(adam, self.frozen_steps), "now": adam}, labels)
+        clip = self.clipping(self.clip) if self.clip is not None else optax.identity()
+        return optax.chain(clip, adam, self._move(steps))
+
+    def _move(self, steps: int) -> optax.GradientTransformation:
+        """From Adam's direction to the change of each parameter: decay, rate, and who does not move yet."""
+        lr, decay = self.rates(steps).values()
+
+        def update(updates: Any, count: jax.Array, params: Any) -> tuple[Any, jax.Array]:
+            flat = trees.leaves(params)
+
+            def decayed(path: str, direction: jax.Array) -> jax.Array:
+                return direction + decay(count) * flat[path] if re.search(self.mask, path) else direction
+
+            def moved(path: str, direction: jax.Array, layer: jax.Array | None) -> jax.Array:
+                change = -lr(count) * self.scale(path, layer) * direction
+                return jnp.where(count < self.frozen_steps, 0.0, change) if re.search(self.frozen, path) else change
+
+            return per_layer(moved)(trees.map_paths(decayed, updates)), count + 1
+
+        return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+
+
+def _late(inner: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
+    """`inner` that sees nothing of the first `steps` updates."""
+
+    def init(params: Any) -> tuple[jax.Array, Any]:
+        return jnp.zeros((), jnp.int32), inner.init(params)
+
+    def update(updates: Any, state: tuple[jax.Array, Any], params: Any = None) -> tuple[Any, tuple[jax.Array, Any]]:
+        count, before = state
+        changed, after = inner.update(updates, before, params)
+        state = jax.tree.map(lambda new, old: jnp.where(count >= steps, new, old), after, before)
+        return changed, (count + 1, state)
+
+    return optax.GradientTransformation(init, update)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,9 @@ PARAMS = {"layers": {"up": {"kernel": np.ones((3, 2, 4)), "bias": np.ones((3, 4)
 def run(optimizer, params, gradients, steps=10):
     params = jax.tree.map(jnp.float32, params)
     transform = optimizer.build(steps, params)
-    state = transform.init(params)
+    state, update = transform.init(params), jax.jit(transform.update)
     for gradient in gradients:
-        changes, state = transform.update(jax.tree.map(jnp.float32, gradient), state, params)
+        changes, state = update(jax.tree.map(jnp.float32, gradient), state, params)
         params = optax.apply_updates(params, changes)
     return params
 
@@ -129,3 +129,108 @@ def test_noam_is_adam_with_the_papers_numbers():
     )
     for name, x in flat(found).items():
         np.testing.assert_allclose(x, expected[name], rtol=1e-4, err_msg=name)
+
+
+def test_cosine_is_the_originals_schedule():
+    """facebookresearch/dino, utils.cosine_scheduler: numpy's linspace, then i / n for i = 0 ... n - 1."""
+    warm, rest = np.linspace(0.1, 0.8, 5), np.arange(15)
+    wanted = np.concatenate([warm, 0.2 + 0.5 * (0.8 - 0.2) * (1 + np.cos(np.pi * rest / 15))])
+    value = optim.cosine(0.8, 0.2, steps=20, warmup=5, start=0.1)
+    np.testing.assert_allclose([value(i) for i in range(20)], wanted, rtol=1e-6)
+    np.testing.assert_allclose([value(20), value(99)], 0.2, rtol=1e-6)
+    np.testing.assert_allclose([optim.cosine(0.8, 0.2, 20, warmup=1)(i) for i in (0, 1)], [0, 0.8], rtol=1e-6)
+
+
+def attention_tree(seed):
+    """Two layers of fused attention as three arrays, and a head with a last layer."""
+    rng = np.random.default_rng(seed)
+    layers = {"attention": {name: {"kernel": rng.normal(size=(2, 3, 3))} for name in ("query", "key", "value")}}
+    layers["mlp"] = {"up": {"bias": rng.normal(size=(2, 4))}}
+    backbone = {"layers": layers, "pos_embed": rng.normal(size=(5, 3)), "norm": {"scale": rng.normal(size=3)}}
+    return {"backbone": backbone, "head": {"prototypes": {"kernel": rng.normal(size=(3, 7))}}}
+
+
+def norm(*arrays):
+    return np.sqrt(sum((x**2).sum() for x in arrays))
+
+
+def test_arrays_are_clipped_one_by_one_in_each_layer_and_attention_as_one():
+    gradient = jax.tree.map(np.float32, attention_tree(0))
+    clipped, _ = optim.clip_each(1.5).update(gradient, optax.EmptyState())
+    ours, theirs = (tree["backbone"]["layers"]["attention"] for tree in (clipped, gradient))
+    for layer in range(2):
+        parts = [theirs[name]["kernel"][layer] for name in ("query", "key", "value")]
+        share = min(1, 1.5 / (norm(*parts) + 1e-6))
+        assert share < 1
+        for name, part in zip(("query", "key", "value"), parts, strict=True):
+            np.testing.assert_allclose(ours[name]["kernel"][layer], share * part, rtol=1e-6)
+        bias = gradient["backbone"]["layers"]["mlp"]["up"]["bias"][layer]
+        found = clipped["backbone"]["layers"]["mlp"]["up"]["bias"][layer]
+        np.testing.assert_allclose(found, min(1, 1.5 / norm(bias)) * bias, rtol=1e-5)
+    small = optim.clip_each(1e3).update(gradient, optax.EmptyState())[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), small, gradient)
+
+
+def test_parts_of_a_model_are_clipped_by_their_own_norms():
+    gradient = jax.tree.map(np.float32, attention_tree(1))
+    clipped, _ = optim.clip_parts(1.5).update(gradient, optax.EmptyState())
+    for part in gradient:
+        leaves = jax.tree.leaves(gradient[part])
+        share = 1.5 / (norm(*leaves) + 1e-6)
+        for ours, theirs in zip(jax.tree.leaves(clipped[part]), leaves, strict=True):
+            np.testing.assert_allclose(ours, share * theirs, rtol=1e-5)
+
+
+def by_hand(start, gradients, settings, first, scale=1.0, decayed=True):
+    """One array under CosineAdamW: moments from update `first` on, moved from settings' frozen_steps on."""
+    m, v, x, seen = np.zeros_like(start), np.zeros_like(start), start.copy(), 0
+    for count, g in enumerate(gradients):
+        if count >= first:
+            seen += 1
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        if count >= settings["frozen"]:
+            rate = 1e-3 + (0.1 - 1e-3) / 2 * (1 + np.cos(np.pi * count / 6))
+            decay = 0.4 + (0.04 - 0.4) / 2 * (1 + np.cos(np.pi * count / 6))
+            direction = m / (1 - 0.9**seen) / (np.sqrt(v / (1 - 0.999**seen)) + 1e-8)
+            x = x - rate * scale * (direction + decay * x * decayed)
+    return x
+
+
+@pytest.mark.parametrize(("moments_wait", "first"), [(True, 2), (False, 0)])
+def test_the_last_layer_waits_with_or_without_its_moments(moments_wait, first):
+    ours = optim.CosineAdamW(0.1, end=1e-3, clip=None, frozen_steps=2, moments_wait=moments_wait)
+    gradients = [attention_tree(seed) for seed in range(4)]
+    found = run(ours, attention_tree(9), gradients, steps=6)
+
+    def array(tree, *path):
+        return array(tree[path[0]], *path[1:]) if path else tree
+
+    for path, waits, decayed in (
+        (("head", "prototypes", "kernel"), True, True),
+        (("backbone", "pos_embed"), False, True),
+        (("backbone", "layers", "mlp", "up", "bias"), False, False),
+        (("backbone", "norm", "scale"), False, False),
+    ):
+        late = {"frozen": 2 if waits else 0}
+        each = [array(g, *path) for g in gradients]
+        wanted = by_hand(array(attention_tree(9), *path), each, late, first if waits else 0, decayed=decayed)
+        # Float32 against float64, over moves of 0.1.
+        np.testing.assert_allclose(array(found, *path), wanted, atol=5e-6, err_msg="/".join(path))
+
+
+def test_rates_fall_from_layer_to_layer_downwards():
+    scale = optim.LayerDecay(0.5, depth=2, patches=0.2)
+    gradients = [attention_tree(seed) for seed in range(3)]
+    found = run(optim.CosineAdamW(0.1, end=1e-3, clip=None, scale=scale), attention_tree(9), gradients, steps=6)
+    start = attention_tree(9)
+    for layer, factor in ((0, 0.25), (1, 0.5)):  # the last layer is half as fast as what follows it
+        each = [g["backbone"]["layers"]["mlp"]["up"]["bias"][layer] for g in gradients]
+        before = start["backbone"]["layers"]["mlp"]["up"]["bias"][layer]
+        wanted = by_hand(before, each, {"frozen": 0}, 0, factor, decayed=False)
+        np.testing.assert_allclose(found["backbone"]["layers"]["mlp"]["up"]["bias"][layer], wanted, atol=5e-6)
+    wanted = by_hand(
+        start["backbone"]["pos_embed"], [g["backbone"]["pos_embed"] for g in gradients], {"frozen": 0}, 0, 0.125
+    )
+    np.testing.assert_allclose(found["backbone"]["pos_embed"], wanted, atol=5e-6)
+    assert scale("backbone/patch_embed/kernel", None) == 0.2 * 0.125
+    assert scale("backbone/norm/scale", None) == scale("head/up/kernel", None) == 1
