@@ -33,6 +33,16 @@ def test_at_first_it_is_the_model(adapted, started):
     np.testing.assert_array_equal(adapted.apply(started[0], IDS).logits, adapted.model.apply(plain, IDS).logits)
 
 
+def test_the_first_factor_starts_uniform_and_each_in_its_own_way():
+    wide = lora.LoRA(llama.Llama(llama.LlamaConfig.tiny()), rank=64)
+    params = {name: {"attention": {"query": {"kernel": jnp.zeros((400, 8))}}} for name in "ab"}
+    starts = [np.asarray(one["attention"]["query"][lora.A]) for one in wide.add(params, jax.random.key(0)).values()]
+    for start in starts:  # uniform in +- 1 / sqrt(fan in)
+        assert np.abs(start).max() <= 0.05
+        np.testing.assert_allclose(start.std(), 0.05 / 3**0.5, rtol=0.02)
+    assert np.abs(np.corrcoef(starts[0].ravel(), starts[1].ravel())[0, 1]) < 0.05
+
+
 def test_merging_adds_the_product_of_each_layer(adapted, started):
     _, trained = started
     before, after = trained["params"], adapted.merge(trained["params"])

@@ -154,7 +154,7 @@ def test_minibatches_are_all_rows_in_turns():
     np.testing.assert_array_equal(parts[0], parts[2])
 
 
-@pytest.mark.parametrize("name", ["pretrain", "sft", "reward", "dpo", "ppo", "grpo"])
+@pytest.mark.parametrize("name", ["pretrain", "sft", "reward", "dpo", "ppo", *(mean.__name__ for mean in grpo.MEANS)])
 def test_micro_batches_give_the_gradients_of_the_batch(lm, name):
     model, params = lm
     batch, variables = rows(), {"params": params, "reference": jax.tree.map(lambda x: x * 1.1, params)}
@@ -172,8 +172,8 @@ def test_micro_batches_give_the_gradients_of_the_batch(lm, name):
     if name == "ppo":
         model, loss, batch = ActorCritic(lm[0], head), ppo.PPO(), made
         variables["params"] = {"policy": params, "critic": critic}
-    if name == "grpo":
-        loss, batch = grpo.GRPO(mean=grpo.per_token), made | {"advantages": jnp.array([1.0, -1.0, 0.5, 0.2])}
+    if name.startswith("per_"):
+        loss, batch = grpo.GRPO(mean=getattr(grpo, name)), made | {"advantages": jnp.array([1.0, -1.0, 0.5, 0.2])}
     task = Task(model, loss)
     batch = {key: jnp.asarray(x) for key, x in batch.items()}
 
