@@ -38,6 +38,9 @@ from mmjax.ops import images as image_ops
 INITIAL_SCALE, MAX_SCALE = 1 / 0.07, 100.0  # of exp(logit_scale), section 2.5
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in [0, 1]; openai/CLIP, clip.py
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+VISION_FIELDS = {  # of vit.ViTConfig, that this tower reads
+    *("image_size", "patch_size", "width", "depth", "num_heads", "hidden", "activation", "epsilon", "stem", "resize")
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,9 @@ class CLIPConfig:
     image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # what uint8 images are normalised by, RGB in [0, 1]
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
     compute: Compute = Compute()
+
+    def __post_init__(self):
+        vit.only(self.vision, VISION_FIELDS, "CLIP's vision tower")
 
     @classmethod
     def tiny(cls) -> "CLIPConfig":
@@ -159,7 +165,7 @@ class VisionTower(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, collect: bool = False) -> vit.ViTOutput:  # [B H W 3] float
         c, dtype = self.config, self.compute.dtype
-        vit.check_images(c, images)
+        grid = vit.check_images(c, images)
         linear = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch.nn.Linear and Conv2d
         xavier = nn.initializers.variance_scaling(1 / 2, "fan_in", "uniform")  # of query, key and value as one kernel
         normal = nn.initializers.normal(c.width**-0.5)
@@ -167,8 +173,9 @@ class VisionTower(nn.Module):
         x = vit.Stem(c.stem, dtype, name="stem")(images)
         patch = c.patch_size // 2 ** len(c.stem)
         x = vit.PatchEmbed(c.width, patch, use_bias=False, dtype=dtype, kernel_init=linear, name="patch_embed")(x)
-        x = vit.with_class_token(self.param("class_embed", normal, (c.width,)), x)  # [B N+1 W]
-        x = x + self.param("pos_embed", normal, (c.num_patches + 1, c.width)).astype(dtype)
+        x = vit.with_tokens(self.param("class_embed", normal, (c.width,))[None], x)  # [B N+1 W]
+        positions = self.param("pos_embed", normal, (c.num_patches + 1, c.width))
+        x = x + vit.resized_positions(positions, c.resize, 1, *grid).astype(dtype)
         x = LayerNorm(c.epsilon, dtype, name="norm_pre")(x)
         layer = block(c, dtype, query=xavier, out=linear, up=linear, down=linear)
         x, hidden = Stack(layer, c.depth, self.compute, name="layers")(x, collect=collect)

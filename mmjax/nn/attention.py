@@ -25,7 +25,8 @@ class Attention(nn.Module):
     out_init: Callable = lecun_normal
     num_kv_heads: int | None = None  # K, of keys and values; None: as many as of queries
     head_dim: int | None = None  # D; None: W / H
-    use_bias: bool = True  # in all four projections
+    use_bias: bool = True  # of query, key and value
+    out_bias: bool | None = None  # None: as use_bias
 
     @nn.compact
     def __call__(
@@ -62,5 +63,6 @@ class Attention(nn.Module):
         if cache is not None:
             key, value, renewed = cache.whole.append(cache.index, key, value)
         y = rearrange(attention.attention(query, key, value, mask=mask), "b t h d -> b t (h d)")
-        y = Linear(width, self.use_bias, self.dtype, self.out_init, name="out")(y)
+        out_bias = self.use_bias if self.out_bias is None else self.out_bias
+        y = Linear(width, out_bias, self.dtype, self.out_init, name="out")(y)
         return y if cache is None else (y, renewed)

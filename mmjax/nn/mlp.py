@@ -44,17 +44,18 @@ class MLP(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(activation(gate(x)) * up(x)), without biases: Shazeer 2020, arXiv:2002.05202, eq. 6."""
+    """down(activation(gate(x)) * up(x)): Shazeer 2020, arXiv:2002.05202, eq. 6, there without biases."""
 
     hidden: int
     activation: Callable = jax.nn.silu
     dtype: Any = jnp.float32
     kernel_init: Callable = lecun_normal
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [... D] -> [... D]
         def linear(features: int, name: str) -> Linear:
-            return Linear(features, use_bias=False, dtype=self.dtype, kernel_init=self.kernel_init, name=name)
+            return Linear(features, self.use_bias, self.dtype, self.kernel_init, name=name)
 
         hidden = self.activation(linear(self.hidden, "gate")(x)) * linear(self.hidden, "up")(x)
         return linear(x.shape[-1], "down")(hidden)

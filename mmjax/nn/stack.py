@@ -48,16 +48,18 @@ class Stack(nn.Module):
         nn.share_scope(self, self.layer)  # layers/norm1/..., not layers/layer/norm1/...
 
     def __call__(
-        self, x: jax.Array, *args: Any, cache: Any = None, collect: bool = False
+        self, x: jax.Array, *args: Any, each: Any = None, cache: Any = None, collect: bool = False
     ) -> tuple[jax.Array, jax.Array | Any | None]:
         """[B T D], what each block is given besides -> [B T D], None or [L B T D].
 
+        each: a tree of arrays [L ...] of which each block is given its own layer's part, after `args`.
         cache: what all layers remember (nn/cache.py). Each block is then called with `cache=Layer(cache, index)` and
         returns its output and the cache, renewed; the last one comes back in place of [L B T D].
         """
 
-        def body(layer: nn.Module, carry: tuple, index: jax.Array, *args: Any) -> tuple[tuple, jax.Array | None]:
-            x, cache = carry
+        def body(layer: nn.Module, carry: tuple, own: tuple, *args: Any) -> tuple[tuple, jax.Array | None]:
+            (x, cache), (index, part) = carry, own
+            args = args if part is None else (*args, part)
             if cache is None:
                 x = layer(x, *args)
             else:
@@ -75,7 +77,7 @@ class Stack(nn.Module):
             length=self.depth,
             unroll=self.depth if self.compute.unroll else 1,
         )
-        (x, cache), hidden = scan(self.layer, (x, cache), jnp.arange(self.depth), *args)
+        (x, cache), hidden = scan(self.layer, (x, cache), (jnp.arange(self.depth), each), *args)
         return x, hidden if cache is None else cache
 
 

@@ -1,6 +1,7 @@
 """Pixels to what a vision tower reads, and grids of positions from one size to another.
 
 H W pixels, h w cells of a grid, D width. `preprocess` and `resize` run on the host and need Pillow; the rest is JAX.
+Grids are resized by a product with two matrices that are made on the host, one for rows and one for columns.
 Which bicubic? There are two in use, and a mix-up is the most frequent reason for embeddings that are slightly off:
 Pillow's (Keys, a = -0.5, with antialias), and torch's without antialias (a = -0.75).
 """
@@ -70,35 +71,68 @@ def resize(image: Any, height: int, width: int) -> np.ndarray:
 
 def resize_cubic(grid: jax.Array, height: int, width: int) -> jax.Array:
     """[h w D] -> [height width D] as torch's bicubic without antialias: transformers, `interpolate_pos_encoding`."""
-    shape = (height, width, grid.shape[-1])
-    return jax.image.resize(grid, shape, "cubic-pytorch", antialias=False, precision=jax.lax.Precision.HIGHEST)
+    return _product(grid, *(cubic_rows(old, new) for old, new in zip(grid.shape, (height, width), strict=False)))
+
+
+def resize_cubic_offset(grid: jax.Array, height: int, width: int, offset: float = 0.1) -> jax.Array:
+    """`resize_cubic` as though the new grid were larger by `offset` cells: facebookresearch/dino, and dinov2 where it
+    has no registers. They hand torch such a factor, so that its product with the old size never rounds down."""
+    sizes = zip(grid.shape, (height, width), strict=False)
+    return _product(grid, *(cubic_rows(old, new, old / (new + offset)) for old, new in sizes))
 
 
 def resize_cubic_antialias(grid: jax.Array, height: int, width: int) -> jax.Array:
     """[h w D] -> [height width D] as torch's bicubic with antialias: open_clip and timm, loading a checkpoint."""
-    shape = (height, width, grid.shape[-1])
-    return jax.image.resize(grid, shape, "cubic", antialias=True, precision=jax.lax.Precision.HIGHEST)
+    sizes = zip(grid.shape, (height, width), strict=False)
+    return _product(grid, *(cubic_antialias_rows(old, new) for old, new in sizes))
 
 
 def resize_linear_corners(grid: jax.Array, height: int, width: int) -> jax.Array:
     """[h w D] -> [height width D], linear, corners stay corners: big_vision (scipy.ndimage.zoom of order 1)."""
-    for axis, count in enumerate((height, width)):
-        last = grid.shape[axis] - 1
-        at = jnp.linspace(0, last, count)
-        grid = _between(grid, at, axis)
-    return grid
+    sizes = zip(grid.shape, (height, width), strict=False)
+    return _product(grid, *(linear_rows(old, np.linspace(0, old - 1, new)) for old, new in sizes))
 
 
 def resize_linear(positions: jax.Array, length: int) -> jax.Array:
     """[T D] -> [length D], linear between centres, no antialias: open_clip's text positions."""
-    count = positions.shape[0]
-    at = (jnp.arange(length) + 0.5) * (count / length) - 0.5
-    return _between(positions, jnp.clip(at, 0, count - 1), 0)
+    old = positions.shape[0]
+    at = np.clip((np.arange(length) + 0.5) * old / length - 0.5, 0, old - 1)
+    return jnp.einsum("nt,td->nd", linear_rows(old, at), positions, precision="highest")
 
 
-def _between(x: jax.Array, at: jax.Array, axis: int) -> jax.Array:
-    """Linear reads of `x` along `axis` at fractional positions `at`."""
-    below = jnp.clip(jnp.floor(at).astype(int), 0, x.shape[axis] - 1)
-    above = jnp.minimum(below + 1, x.shape[axis] - 1)
-    weight = jnp.expand_dims(at - below, [i for i in range(x.ndim) if i != axis])
-    return (1 - weight) * jnp.take(x, below, axis) + weight * jnp.take(x, above, axis)
+def _product(grid: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+    """[h w D], [height h], [width w] -> [height width D]. In bfloat16 products, positions would lose their digits."""
+    grid = jnp.einsum("mw,hwd->hmd", columns, grid, precision="highest")
+    return jnp.einsum("nh,hmd->nmd", rows, grid, precision="highest")
+
+
+# How much each old cell counts in each new one: [new old], each row sums to 1
+
+
+def cubic_rows(old: int, new: int, step: float | None = None) -> np.ndarray:
+    """Four taps with a = -0.75; what lies beyond the edge is the edge. step: old cells a new one; None: old / new."""
+    at = (np.arange(new) + 0.5) * (old / new if step is None else step) - 0.5
+    taps = np.floor(at)[:, None] + np.arange(-1, 3)  # [new 4]
+    cells = taps.clip(0, old - 1)[..., None] == np.arange(old)
+    return np.einsum("nk,nko->no", keys_cubic(at[:, None] - taps, a=-0.75), cells).astype(np.float32)
+
+
+def cubic_antialias_rows(old: int, new: int) -> np.ndarray:
+    """a = -0.5 and as wide as a new cell, where that is larger than an old one; what lies beyond the edge is left out.
+
+    As Pillow and as jax.image.resize."""
+    at = (np.arange(new) + 0.5) * old / new - 0.5
+    weights = keys_cubic((at[:, None] - np.arange(old)) / max(old / new, 1), a=-0.5)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def linear_rows(old: int, at: np.ndarray) -> np.ndarray:
+    """Two taps around each of `at` [new], which lie in [0, old - 1]."""
+    return np.maximum(1 - np.abs(at[:, None] - np.arange(old)), 0).astype(np.float32)
+
+
+def keys_cubic(x: np.ndarray, a: float) -> np.ndarray:
+    """Keys 1981, "Cubic convolution interpolation for digital image processing", eq. 4: 0 from |x| = 2 on."""
+    x = np.minimum(np.abs(x), 2)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    return np.where(x <= 1, near, ((a * x - 5 * a) * x + 8 * a) * x - 4 * a)
