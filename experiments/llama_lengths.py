@@ -99,9 +99,9 @@ class Judged:
     def __call__(self, model: Decoders, variables: dict, request: Request, data: Any, rng: jax.Array) -> Answer:
         lines = []
         for text in request.texts:
-            ids = jnp.asarray([tokenizer().encode(text).ids[: model.config.length]], jnp.int32)
-            if ids.shape[1] < 2:
-                raise ValueError(f"the text {text!r} is too short: perplexity needs two tokens")
+            ids = jnp.asarray([tokenizer().encode(text).ids], jnp.int32)
+            if not 2 <= ids.shape[1] <= model.config.length:
+                raise ValueError(f"give texts of 2 to {model.config.length} tokens, got {ids.shape[1]}: {text!r}")
             found = {kind: out.logits for kind, out in model.apply(variables, ids).items()}
             found = {k: jnp.exp(softmax_cross_entropy(x[:, :-1], ids[:, 1:]).mean()) for k, x in found.items()}
             said = ", ".join(f"{kind} {value:.1f}" for kind, value in found.items())

@@ -131,11 +131,13 @@ class DocsData:
 
 
 def left_padded(rows: Sequence[Sequence[int]], length: int) -> pipeline.Batch:
-    """`input_ids` int32 [B T] and `attention_mask` bool [B T]; what is too long loses its beginning."""
+    """`input_ids` int32 [B T] and `attention_mask` bool [B T]. Raises ValueError for a row that does not fit."""
+    longest = max(map(len, rows), default=0)
+    if longest > length:
+        raise ValueError(f"a text has {longest} tokens, and at most {length} fit; shorten it")
     input_ids = np.zeros((len(rows), length), np.int32)
     attention_mask = np.zeros((len(rows), length), bool)
     for ids, mask, row in zip(input_ids, attention_mask, rows, strict=True):
-        row = row[-length:]
         ids[length - len(row) :] = row
         mask[length - len(row) :] = True
     return {"input_ids": input_ids, "attention_mask": attention_mask}

@@ -42,8 +42,6 @@ WORDY = (
     "I am glad that you ask, and I think that it is {}.",
 )
 SPOKEN = re.compile("|".join(re.escape(form).replace(r"\{\}", "(.+)") for form in WORDY))
-
-
 FORMS = 4  # of each question
 
 
@@ -113,14 +111,16 @@ def messages(*turns: str) -> list[dict[str, str]]:
 
 def conversations(all_turns: Sequence[Sequence[dict]], length: int) -> pipeline.Batch:
     """input_ids int32, attention_mask and spoken (by the assistant, see objectives.sft) bool, each [B T]; padded on the
-    right. What does not fit is cut."""
+    right. Raises ValueError for one that does not fit: cut, it would lose the end of its turn."""
     batch = {name: np.zeros((len(all_turns), length), bool) for name in ("attention_mask", "spoken")}
     batch["input_ids"] = np.zeros((len(all_turns), length), np.int32)
     for i, turns in enumerate(all_turns):
         encoded = chat.encode(docs.tokenizer(), chat.chatml(turns))
-        size = min(len(encoded.ids), length)
-        batch["input_ids"][i, :size] = encoded.ids[:size]
-        batch["spoken"][i, :size] = encoded.learned[:size]
+        size = len(encoded.ids)
+        if size > length:
+            raise ValueError(f"a conversation has {size} tokens, and at most {length} fit; make data.length larger")
+        batch["input_ids"][i, :size] = encoded.ids
+        batch["spoken"][i, :size] = encoded.learned
         batch["attention_mask"][i, :size] = True
     return batch
 
@@ -180,6 +180,7 @@ class Asked:
 class EmojiChat(Asked):
     """Demonstrations: two questions with right answers in a row, the second about something else."""
 
+    length: int = 144  # what the longest two turns need
     wordy: float = 0.5  # share of the answers
 
     def examples(self, indices: np.ndarray, draws: np.ndarray) -> pipeline.Batch:

@@ -86,9 +86,9 @@ class WinRate:
     def __call__(self, model: Any, variables: dict, data: Any, rng: jax.Array) -> Result:
         asked, prompts = data.asked(self.split)
         lm, params = part(model, variables, self.policy)
-        own, other = jax.random.split(rng)
-        said = answer(lm, params, prompts, own, self.tokens, 1.0)
-        before = answer(lm, variables["reference"], prompts, other, self.tokens, 1.0)
+        said = answer(lm, params, prompts, rng, self.tokens, 1.0)
+        # Always the same answers, so that runs which start from one reference are measured against the same.
+        before = answer(lm, variables["reference"], prompts, jax.random.key(0), self.tokens, 1.0)
         new, old = (worth(asked, one) for one in (said, before))
         kl = divergence(lm, params, variables["reference"], jax.tree.map(jnp.asarray, prompts), said)
         metrics = {

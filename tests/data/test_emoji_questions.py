@@ -46,12 +46,39 @@ def test_the_assistant_speaks_its_words_and_the_end_of_its_turn():
         assert mask[spoken].all()
 
 
+def test_the_longest_conversation_fits_and_a_longer_one_is_refused():
+    def tokens(question: Question, form: int, answer: str) -> int:
+        rows = emoji_questions.conversations([emoji_questions.messages(question.text(form), answer)], 256)
+        return int(rows["attention_mask"].sum())
+
+    wordiest, count = max(emoji_questions.WORDY, key=len), lambda text: len(docs.tokenizer().encode(text).ids)
+    longest = [max(answers, key=count) for answers in emoji_questions.all_answers()]
+    asked = sorted(emoji_questions.questions("train"), key=lambda one: -count(one.text(0)))[:60]
+    needed = max(tokens(one, form, wordiest.format(longest[one.kind])) for one in asked for form in range(4))
+    assert needed <= 72 <= EmojiPreferences(length=72).length
+    assert 2 * needed <= EmojiChat().length
+    with pytest.raises(ValueError, match=r"a conversation has \d+ tokens, and at most 20 fit; make data.length larger"):
+        EmojiChat(length=20).batches(4, 0)[0]
+
+
+def test_a_question_longer_than_its_place_is_refused():
+    with pytest.raises(ValueError, match=r"a text has \d+ tokens, and at most 44 fit; shorten it"):
+        EmojiPrompts().tokenize(["Please, " * 50])
+
+
+def test_every_turn_of_a_demonstration_ends():
+    end = docs.tokenizer().token_to_id(docs.TURN_END)
+    for step in range(4):
+        batch = EmojiChat().batches(64, 0)[step]
+        assert ((batch["input_ids"] == end) & batch["spoken"]).sum(1).tolist() == [2] * 64
+
+
 def test_prompts_end_where_the_assistant_is_to_speak_and_none_is_cut():
     data, head = EmojiPrompts(), docs.TURN + "assistant\n"
     for split in ("train", "held_out"):
         asked, prompts = data.asked(split)
         assert len(asked) == len(prompts["input_ids"])
-        for ids, mask in list(zip(prompts["input_ids"], prompts["attention_mask"], strict=True))[::50]:
+        for ids, mask in list(zip(prompts["input_ids"], prompts["attention_mask"], strict=True)):
             text = docs.tokenizer().decode(ids[mask].tolist(), skip_special_tokens=False)
             assert text.startswith(docs.TURN + "user\n")
             assert text.endswith(head)
