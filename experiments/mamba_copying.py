@@ -7,7 +7,7 @@ NAME_transformer train it with the same steps, rows and learning rate. Both are 
     mmjax train experiments/mamba_copying.py --size small_transformer
 
 tiny               seconds: does everything once, learns nothing
-small              about 6 minutes on 2 CPU cores; 8 letters in 48 tokens, asked at up to 384 (numbers: README)
+small              about 2 minutes on 2 CPU cores; 4 letters in 48 tokens, asked at up to 384 (numbers: README)
 small_transformer  the Transformer beside it; also tiny_transformer and paper_transformer
 paper              16 letters in 4,096 tokens, 400,000 steps of 64 rows at 1e-4, 2 layers of width 64 (section E.1)
 """
@@ -45,7 +45,7 @@ def experiment(size: str) -> Experiment:
     name, which = (size.removesuffix(TRANSFORMER), TRANSFORMER) if size.endswith(TRANSFORMER) else (size, "")
     data, lengths, steps, batch_size, peak = {
         "tiny": (SelectiveCopying(16, 8, count=2), (16, 32), 8, 8, 1e-3),
-        "small": (SelectiveCopying(48, count=8), (48, 96, 192, 384), 3_000, 32, 3e-3),
+        "small": (SelectiveCopying(48, count=4), (48, 96, 192, 384), 2_000, 32, 3e-3),
         "paper": (SelectiveCopying(4096), (4096, 8192, 16_384), 400_000, 64, 1e-4),
     }[name]
     adamw = AdamW(peak, warmup=steps // 30, decay="constant" if name == "paper" else "cosine", clip=1.0)
