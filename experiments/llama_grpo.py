@@ -25,6 +25,7 @@ from mmjax.models import llama
 from mmjax.nn.sampling import Generated, Sampling, generate
 from mmjax.objectives import log_probs, rollout
 from mmjax.objectives.grpo import GRPO, group_advantages
+from mmjax.ops import sharding
 from mmjax.parallel.mesh import MeshShape
 from mmjax.train.experiment import Experiment, Source
 from mmjax.train.optim import AdamW
@@ -42,9 +43,9 @@ class Rollout:
 
     def __call__(self, model: llama.Llama, variables: dict, batch: dict, rng: jax.Array, step: int) -> dict:
         sampling = Sampling(temperature=self.grpo.temperature, stop_ids=stop_ids())
-        rows, said = _answers(model, self, sampling, variables, batch, rng)
+        rows, said, index = _answers(model, self, sampling, variables, batch, rng)
         questions = emoji_questions.questions("train")
-        asked = [questions[index] for index in np.repeat(np.asarray(batch["index"]), self.group)]
+        asked = [questions[one] for one in np.repeat(np.asarray(index), self.group)]
         rewards = score(asked, said)
         advantages = group_advantages(jnp.asarray(rearrange(rewards, "(p g) -> p g", g=self.group)))
         return rows | {"advantages": advantages.ravel()}
@@ -58,12 +59,16 @@ def score(asked: list[emoji_questions.Question], said: Generated) -> np.ndarray:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _answers(
     model: llama.Llama, how: Rollout, sampling: Sampling, variables: dict, batch: dict, rng: jax.Array
-) -> tuple[dict, Generated]:
+) -> tuple[dict, Generated, jax.Array]:
+    """The rows to learn from, and what was said to which question: whole on every device, so that each process can read
+    and score all of it."""
     params = variables["params"]
     prompts = [jnp.repeat(batch[name], how.group, axis=0) for name in ("input_ids", "attention_mask")]
     said = generate(model, {"params": params}, *prompts, max_new_tokens=ANSWER, sampling=sampling, rng=rng)
     rows = rollout.rows(*prompts, said)
-    return rows | {"old_log_probs": log_probs.of_labels(model, params, rows, how.grpo.temperature)}, said
+    rows |= {"old_log_probs": log_probs.of_labels(model, params, rows, how.grpo.temperature)}
+    whole = jax.tree.map(lambda x: sharding.constrain(x, *[None] * x.ndim), (said, batch["index"]))
+    return rows, *whole
 
 
 def experiment(size: str) -> Experiment:

@@ -8,6 +8,7 @@ from typing import Any
 
 RECORDS = Path("experiments/results.jsonl")
 PLANS = Path("experiments/plans.jsonl")
+SPEECH = ("system", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 
 def train(asked: argparse.Namespace) -> int:
@@ -63,15 +64,27 @@ def sample(asked: argparse.Namespace) -> int:
         return _sample_weights(asked, images, tuple(asked.words))
     if not asked.words:
         raise ValueError("sample needs a run folder (or --weights PATH), then texts: mmjax sample RUN TEXT...")
-    return _sample_run(Path(asked.words[0]), images, tuple(asked.words[1:]))
+    return _sample_run(asked, Path(asked.words[0]), images, tuple(asked.words[1:]))
 
 
-def _sample_run(run: Path, images: tuple, texts: tuple[str, ...]) -> int:
+def _refuse_speech(asked: argparse.Namespace, what: str) -> None:
+    """Options of language models say nothing to anything else."""
+    from mmjax import cli
+
+    usual = cli.parser().parse_args(["sample"])
+    given = [name for name in SPEECH if getattr(asked, name) != getattr(usual, name)]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{options} cannot be given for {what}; only weights of a language model take them")
+
+
+def _sample_run(asked: argparse.Namespace, run: Path, images: tuple, texts: tuple[str, ...]) -> int:
     import jax
 
     from mmjax.nn.outputs import Request
     from mmjax.train import checkpoint, run_folder
 
+    _refuse_speech(asked, f"the run {run}, which answers as its experiment says")
     experiment = run_folder.rebuild(run)
     if experiment.sample is None:
         raise ValueError(f"the experiment of {run} defines no `sample`, so it cannot be asked anything")
@@ -93,18 +106,25 @@ def _sample_weights(asked: argparse.Namespace, images: tuple, texts: tuple[str, 
     if not texts:
         raise ValueError(f"give some text: mmjax sample --weights {asked.weights} TEXT...")
     if asked.weights.is_file():
+        _refuse_images(asked.weights, "language model", images)
         return talk.answer(asked, *weights.load_gguf(asked.weights), weights.load_language(asked.weights), texts)
     model, variables = weights.load_hf(asked.weights)
     if isinstance(model, clip.CLIP):
+        _refuse_speech(asked, f"{asked.weights}, a CLIP")
         return _compare(asked.weights, model, variables, images, texts)
-    if images:
-        raise ValueError(f"{asked.weights} holds a {type(model).__name__}, which sees no pictures; leave --image out")
+    _refuse_images(asked.weights, type(model).__name__, images)
     if isinstance(model, bert.MODEL):
+        _refuse_speech(asked, f"{asked.weights}, a BERT")
         from mmjax.evals import semantic_search
 
         print(semantic_search.answer(asked.weights, model, variables, texts).text)
         return 0
     return talk.answer(asked, model, variables, language.from_folder(asked.weights), texts)
+
+
+def _refuse_images(weights: Path, what: str, images: tuple) -> None:
+    if images:
+        raise ValueError(f"{weights} holds a {what}, which sees no pictures; leave --image out")
 
 
 def _compare(folder: Path, model: Any, variables: Mapping, images: tuple, texts: tuple[str, ...]) -> int:
@@ -131,14 +151,15 @@ def _compare(folder: Path, model: Any, variables: Mapping, images: tuple, texts:
 
 def plan(asked: argparse.Namespace) -> int:
     from mmjax.parallel import plan as plans
-    from mmjax.train import overrides, run_folder, step
+    from mmjax.train import overrides, run_folder, sources, step
 
     if asked.record:
         run_folder.can_record(PLANS)
     machine = plans.topology(asked.topology)  # first: it keeps JAX from looking for accelerators here
     experiment = overrides.load_experiment(asked.file, asked.size, asked.overrides)
     mesh = experiment.mesh.build(machine.devices)
-    traced = step.build(experiment, mesh).trace()
+    loaded = sources.shapes(experiment.init_from, asked.size, asked.file.parent)
+    traced = step.build(experiment, mesh, loaded).trace()
     print(f"compiling {asked.file} --size {asked.size} for {asked.topology}; large models take minutes", flush=True)
     made = plans.make(traced, machine, mesh)
     print(made)

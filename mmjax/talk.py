@@ -75,7 +75,7 @@ class Clock:
 
 def answer(asked: Any, model: nn.Module, variables: dict, speech: language.Language, questions: tuple[str, ...]) -> int:
     """Prints the answers as they come, and to stderr how fast."""
-    if not hasattr(model, "extend"):
+    if not hasattr(model, "init_cache"):
         raise ValueError(f"the weights are those of a {type(model).__name__}, which does not go on with a text")
     sampling.check_vocabulary(speech.core.get_vocab_size(), model)
     variables = jax.device_put(variables)

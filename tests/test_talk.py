@@ -1,11 +1,13 @@
 """`mmjax sample` with a language model: a file or folder in, an answer on the terminal, a sentence for a mistake."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("gguf", reason="needs the [gguf] extra")
 pytest.importorskip("jinja2", reason="needs the [gguf] extra")
@@ -168,6 +170,19 @@ def test_files_that_are_no_language_model_are_named(tmp_path, capsys):
     assert "a.gguf is cut short" in mistake(capsys, tmp_path / "a.gguf", "Hello")
     clip = ROOT / "tests" / "goldens" / "hf_clip"
     assert "give --image FILE too" in mistake(capsys, clip, "Hello")
+
+
+def test_what_a_model_cannot_take_is_refused(base_file, tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert "sees no pictures; leave --image out" in mistake(capsys, base_file, "Hello", "--image", tmp_path / "a.png")
+    clip = ROOT / "tests" / "goldens" / "hf_clip"
+    options = "--image", tmp_path / "a.png", "--temperature", 1, "--top-k", 3
+    assert "--temperature, --top-k cannot be given for" in mistake(capsys, clip, "Hello", *options)
+    marian = ROOT / "tests" / "goldens" / "hf_marian"
+    shutil.copytree(marian, tmp_path / "marian")
+    language_file = weights.load_language(base_file).core
+    language_file.save(str(tmp_path / "marian" / "tokenizer.json"))
+    assert "Transformer, which does not go on with a text" in mistake(capsys, tmp_path / "marian", "Hello")
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(base_file, tmp_path, capsys):

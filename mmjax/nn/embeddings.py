@@ -27,6 +27,8 @@ class Embed(nn.Module):
         # Gathers D of the table, as fsdp does with any parameter. Left alone, GSPMD looks up each shard of D for the
         # global batch and then moves activations.
         table = sharding.constrain(self.embedding, sharding.TENSOR, None)
+        # Ids below 0 would count from the end; an IGNORED label that strays in here shall not pass for a word.
+        input_ids = jnp.where(input_ids < 0, self.vocab_size, input_ids)
         return placed(jnp.take(table, input_ids, axis=0).astype(self.dtype))
 
     def logits(self, x: jax.Array) -> jax.Array:  # [... D] -> [... V]

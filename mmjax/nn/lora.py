@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 A, B = "lora_a", "lora_b"  # they stand beside the kernel
+MATRICES = ("kernel", "embedding")  # what can be adapted, by the last part of its path
 TRAINABLE = rf"({A}|{B})$"  # for Task.trainable
 
 
@@ -61,8 +62,9 @@ class LoRA:
         found = []
 
         def beside(path: str, name: str, array: jax.Array, siblings: Mapping) -> dict:
-            if array.ndim < 2 or A in siblings:
-                reason = "already has an update beside it" if A in siblings else "is no matrix"
+            # By name and not by rank: the biases of stacked layers are [L out].
+            if name not in MATRICES or A in siblings:
+                reason = "already has an update beside it" if A in siblings else f"is none of {', '.join(MATRICES)}"
                 raise ValueError(f"LoRA paths={self.paths!r} match {path} {list(array.shape)}, which {reason}")
             found.append(path)
             *layers, fan_in, fan_out = array.shape
@@ -91,8 +93,6 @@ class LoRA:
             path = f"{prefix}{name}"
             if isinstance(one, Mapping):
                 result[name] = self._visit(one, change, f"{path}/")
-            elif re.search(self.paths, path):
-                result |= change(path, name, one, tree)
             elif name not in (A, B):
-                result[name] = one
+                result |= change(path, name, one, tree) if re.search(self.paths, path) else {name: one}
         return result

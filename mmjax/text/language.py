@@ -22,10 +22,11 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
+LLAMA_BPE = "llama-bpe"  # what files call it
 SPLITS: dict[str, Callable[[], list]] = {  # tokenizer.ggml.pre -> what cuts a text before its bytes are merged
     "gpt-2": lambda: [pre_tokenizers.ByteLevel(add_prefix_space=False)],
     "smollm": lambda: [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
-    "llama-bpe": lambda: [
+    LLAMA_BPE: lambda: [
         pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ],
@@ -61,8 +62,9 @@ def from_gguf(metadata: Mapping[str, Any], where: str) -> Language:
     core.add_special_tokens([AddedToken(token, normalized=False) for token in fields.of_kind(CONTROL)])
     core.add_tokens([AddedToken(token, normalized=False) for token in fields.of_kind(USER_DEFINED)])
     bos, eos, end_of_turn = (fields.special(name) for name in ("bos", "eos", "eot"))
-    # Unless the file says otherwise, SentencePiece's texts begin with it and byte-level ones do not.
-    if bos and fields.get("add_bos_token", fields.get("model") == "llama"):
+    # Unless the file says otherwise, SentencePiece's texts and Llama 3's begin with it, other byte-level ones do not.
+    begins = fields.get("model") == "llama" or fields.get("pre", "gpt-2") == LLAMA_BPE
+    if bos and fields.get("add_bos_token", begins):
         begin = (bos, core.token_to_id(bos))
         core.post_processor = processors.TemplateProcessing(f"{bos} $A", f"{bos}:0 $A:0 {bos}:1 $B:1", [begin])
     source = metadata.get("tokenizer.chat_template")
@@ -124,7 +126,7 @@ def _byte_level(fields: _Metadata) -> tokenizers.Tokenizer:
     split = fields.one_of("pre", SPLITS, "gpt-2")
     merges = [tuple(pair.split(" ")) for pair in fields.get("merges")]
     # Llama 3 looks a whole word up before it merges; the others find the same by merging.
-    whole = fields.get("pre", "gpt-2") == "llama-bpe"
+    whole = fields.get("pre", "gpt-2") == LLAMA_BPE
     vocabulary = {token: i for i, token in enumerate(fields.tokens)}
     core = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole))
     core.pre_tokenizer = pre_tokenizers.Sequence(split())

@@ -259,10 +259,10 @@ def evaluate(experiment: Experiment, variables: Variables, evals: Sequence[Calla
 
 
 def write_record(path: Path, config: Mapping[str, Any], seconds: float, metrics: Mapping[str, float]) -> None:
-    """Appends the line that the README's tables are made of."""
+    """Appends the line that the README's tables are made of, unless the same run wrote it before."""
     known = {name: config[name] for name in ("stem", "size", "overrides", "seed", "commit", "steps", "devices")}
     line = {**known, "seconds": round(seconds, 1), "metrics": dict(metrics), "judge": None}
-    run_folder.append(path, line)
+    run_folder.append(path, line, same=("stem", "size", "overrides", "seed", "steps", "seconds", "metrics"))
 
 
 def _flops(runner: step.Step, batch: Batch) -> float | None:

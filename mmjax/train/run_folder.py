@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -173,8 +174,12 @@ def can_record(path: Path) -> None:
         raise FileNotFoundError(f"--record writes {path}, but there is no folder {path.parent}/: run it in the clone")
 
 
-def append(path: Path, line: dict[str, Any]) -> None:
-    """Adds a line, with today's date, to a file of recorded numbers."""
+def append(path: Path, line: dict[str, Any], same: Sequence[str] = ()) -> None:
+    """Adds a line, with today's date, to a file of recorded numbers, unless one there agrees in all of `same`."""
+    lines = path.read_text(encoding="utf-8").splitlines() if same and path.exists() else []
+    known = [json.loads(one) for one in lines]
+    if any(all(old[name] == line[name] for name in same) for old in known):
+        return
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({**line, "date": today}, ensure_ascii=False) + "\n")

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from mmjax.parallel import rules as sharding_rules
-from mmjax.train import checkpoint, run_folder, trees
+from mmjax.train import checkpoint, overrides, run_folder, step, trees
 from mmjax.train.experiment import Source
 from mmjax.train.task import Variables
 
@@ -71,6 +71,23 @@ def find(source: Source, size: str, runs: Path) -> Path:
         f"this experiment starts from {folder}, which is neither a run folder nor a folder with the config.json and "
         "*.safetensors of a model"
     )
+
+
+def shapes(sources: Sequence[Source], size: str, folder: Path) -> Variables:
+    """What `load` would bring from runs of the experiments in `folder`, as ShapeDtypeStructs; nothing is read.
+
+    Sources that are no such experiments are left out: what comes from weights has the shapes of the model itself.
+    """
+    loaded: Variables = {}
+    for source in sources:
+        file = folder / f"{source.run}.py"
+        if not file.is_file():
+            continue
+        experiment = overrides.load_experiment(file, size)
+        variables = step.first_variables(experiment, shapes(experiment.init_from, size, folder))
+        part = trees.subtree(step.served(experiment.task.serve, variables), source.take)
+        loaded = trees.merge(loaded, trees.nest(part, source.to))
+    return loaded
 
 
 def placing(mesh: Mesh, rules: tuple[sharding_rules.Rule, ...]) -> Callable[[Any], Any]:

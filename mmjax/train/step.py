@@ -79,12 +79,30 @@ class Step:
             return self.update(now, batch, self._key)
 
     def trace(self, batch_spec: dict[str, jax.ShapeDtypeStruct] | None = None) -> jax.stages.Traced:
-        """The update for a batch of these global shapes (those of the data where None), without devices."""
-        spec = pipeline.spec(self.experiment.data, self.experiment.batch_size) if batch_spec is None else batch_spec
+        """The update for a batch of these global shapes (where None: what the data and Task.prepare make), without
+        devices. Raises ValueError where Task.prepare reads values, which only a run has."""
+        spec = self._spec() if batch_spec is None else batch_spec
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.batch_sharding), spec)
         seed_key = jax.ShapeDtypeStruct((), jax.eval_shape(lambda: key(0, "step")).dtype, sharding=self.replicated)
         with jax.set_mesh(self.mesh):
             return self.update.trace(self.abstract, batch, seed_key)
+
+    def _spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        spec = pipeline.spec(self.experiment.data, self.experiment.batch_size)
+        if self.task.prepare is as_is:
+            return spec
+        rng = jax.eval_shape(lambda: key(0, "prepare"))
+        try:
+            with jax.set_mesh(self.mesh):
+                return jax.eval_shape(
+                    lambda variables, batch, rng: self.task.prepare(self.task.model, variables, batch, rng, 0),
+                    self.abstract.variables, spec, rng,
+                )  # fmt: skip
+        except jax.errors.TracerArrayConversionError as error:
+            raise ValueError(
+                f"Task.prepare ({type(self.task.prepare).__name__}) reads values on the host, so the shapes of what it "
+                "makes are known only in a run, and there is nothing to trace"
+            ) from error
 
     def lower(self, batch_spec: dict[str, jax.ShapeDtypeStruct] | None = None) -> jax.stages.Lowered:
         """`trace`, lowered for the mesh's devices."""
@@ -126,12 +144,14 @@ def build(
 
     loaded: what Task.init will receive; variables: those of a checkpoint, where there is one, instead. Shapes suffice.
     """
-    if variables is None:
-        spec = pipeline.spec(experiment.data, experiment.batch_size)
-        rng = jax.eval_shape(lambda: key(0, "init"))
-        task = experiment.task
-        variables = jax.eval_shape(lambda *inputs: task.init(task.model, *inputs), rng, spec, loaded or {})
-    return Step(experiment, mesh, variables)
+    return Step(experiment, mesh, first_variables(experiment, loaded) if variables is None else variables)
+
+
+def first_variables(experiment: Experiment, loaded: Variables | None = None) -> Variables:
+    """What Task.init makes, as ShapeDtypeStructs; nothing is computed."""
+    spec = pipeline.spec(experiment.data, experiment.batch_size)
+    task, rng = experiment.task, jax.eval_shape(lambda: key(0, "init"))
+    return jax.eval_shape(lambda *inputs: task.init(task.model, *inputs), rng, spec, loaded or {})
 
 
 def served(serve: str, variables: Variables) -> Variables:

@@ -17,7 +17,7 @@ IDS = np.random.default_rng(1).integers(0, 11, (16, 5))
 def test_rows_are_looked_up_and_unknown_ids_do_not_pass():
     out = Embed(11, 8).apply({"params": {"embedding": TABLE}}, IDS)
     np.testing.assert_array_equal(out, TABLE[IDS])
-    assert np.isnan(Embed(11, 8).apply({"params": {"embedding": TABLE}}, np.array([[11]]))).all()
+    assert np.isnan(Embed(11, 8).apply({"params": {"embedding": TABLE}}, np.array([[11, -1, -100]]))).all()
 
 
 def test_gradients_of_a_token_add_up_in_float32():

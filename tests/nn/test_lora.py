@@ -71,6 +71,20 @@ def test_only_products_are_trained_and_all_of_them(adapted, started):
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(gradients))
 
 
+def test_what_is_no_matrix_is_refused_however_it_is_stacked(adapted, started):
+    params = adapted.merge(started[0]["params"])  # layers/norm1/scale is [L D]
+    with pytest.raises(ValueError, match=r"match layers/norm1/scale \[2, 16\], which is none of kernel, embedding"):
+        lora.LoRA(adapted.model, "norm1").add(params, jax.random.key(0))
+
+
+def test_a_path_may_match_all_below_it(adapted, started):
+    whole = lora.LoRA(adapted.model, "attention/query", rank=2)
+    params = whole.add(adapted.merge(started[0]["params"]), jax.random.key(0))
+    assert set(params["layers"]["attention"]["query"]) == {"kernel", lora.A, lora.B}
+    merged = whole.merge(params)
+    assert set(merged["layers"]["attention"]["query"]) == {"kernel"}
+
+
 def test_it_decodes_as_the_merged_model_does(adapted, started):
     said = generate(adapted, started[1], IDS, max_new_tokens=4)
     merged = {"params": adapted.merge(started[1]["params"])}
@@ -81,7 +95,7 @@ def test_paths_that_cannot_be_adapted_are_errors(adapted, started):
     model, params = adapted.model, started[0]["params"]
     with pytest.raises(ValueError, match="match no parameter"):
         lora.LoRA(model, "nothing").add(adapted.merge(params), jax.random.key(0))
-    with pytest.raises(ValueError, match=r"match norm/scale \[16\], which is no matrix"):
+    with pytest.raises(ValueError, match=r"match norm/scale \[16\], which is none of kernel"):
         lora.LoRA(model, "^norm/scale").add(adapted.merge(params), jax.random.key(0))
     with pytest.raises(ValueError, match="already has an update"):
         adapted.add(params, jax.random.key(0))

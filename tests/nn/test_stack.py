@@ -75,6 +75,23 @@ def test_the_stack_is_a_loop_over_its_layers(variables):
     assert Model().apply(variables, X, mask)[1] is None
 
 
+def test_each_layer_is_given_its_own_part(variables):
+    class Scaled(nn.Module):
+        @nn.compact
+        def __call__(self, x, mask, own):
+            return x + own["factor"] * Residual(name="inner")(x) + mask
+
+    model, x = Stack(Scaled, 3, name="layers"), X[:, 0]
+    own, mask = {"factor": np.array([0.5, 0.0, 2.0], np.float32)}, np.float32(0.1)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, mask, each=own))
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.2, np.float32), shapes)
+    out, _ = jax.jit(lambda params: model.apply(params, x, mask, each=own))(params)
+    expected = x
+    for factor in own["factor"]:
+        expected = expected + factor * (expected + np.tanh(expected @ np.full((8, 8), 0.2) + 0.2)) + mask
+    np.testing.assert_allclose(out, expected, rtol=1e-5)
+
+
 def test_remat_and_unrolling_change_no_gradient(variables):
     def gradients(compute):
         return jax.jit(jax.grad(lambda v: jnp.sum(Model(compute).apply(v, X, masks.Causal())[0] ** 2)))(variables)

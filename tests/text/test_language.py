@@ -74,6 +74,13 @@ def test_texts_begin_with_bos_where_the_file_says_so(given, begins):
     assert ids == ([len(ALPHABET)] if begins else []) + [ALPHABET.index("a")]
 
 
+@pytest.mark.parametrize(("given", "begins"), [({}, True), ({"add_bos_token": False}, False)])
+def test_llama_3s_texts_begin_with_bos_unless_told_not_to(given, begins):
+    fields = {"token_type": [NORMAL] * len(ALPHABET) + [CONTROL], "bos_token_id": len(ALPHABET), **given}
+    ids = language.from_gguf(byte_level("llama-bpe", extra=["<s>"], **fields), "a.gguf").prompt("a")
+    assert ids[:-1] == ([len(ALPHABET)] if begins else [])
+
+
 PIECES = [  # token, score: more frequent pieces have higher scores
     ("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((f"<0x{i:02X}>", 0.0) for i in range(256)),
     ("\u2581a", -1.0), ("ab", -2.0), ("aab", -2.5), ("ba", -3.0), ("\u2581aa", -3.5), ("abab", -4.0), ("bab", -5.0),

@@ -226,6 +226,8 @@ def test_a_record_names_all_who_made_the_run(tmp_path, lines):
     (line,) = lines(tmp_path / "results.jsonl")
     assert line["commit"].startswith("earlier, ")
     assert line["devices"].startswith("8 x TPU, ")
+    loop.train(toys.experiment(steps=2), tmp_path / "run", resume=True, record=tmp_path / "results.jsonl")
+    assert len(lines(tmp_path / "results.jsonl")) == 1  # once is enough
 
 
 FILE = '''"""A toy: learns nothing of note."""

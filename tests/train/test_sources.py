@@ -1,6 +1,7 @@
 """Where init_from finds its weights, and what it says where it doesn't."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmjax.parallel.mesh import MeshShape
-from mmjax.train import sources
+from mmjax.train import overrides, sources, step
 from mmjax.train.experiment import Source
 
 WEIGHTS = {"params": {"vision": {"kernel": np.arange(6.0).reshape(2, 3)}, "scale": np.float32(2)}}
@@ -63,6 +64,26 @@ def test_what_is_missing_is_named(run, message, tmp_path):
 def test_a_subtree_that_is_not_there_is_named(folder):
     with pytest.raises(ValueError, match="no 'text' on the path 'params/text'; there: scale, vision"):
         sources.load((Source(str(folder), "params/text"),), "small", load_hf=load_hf)
+
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.mark.parametrize("stem", ["bert_names", "llama_reward", "llama_dpo", "llama_ppo"])
+def test_a_plan_knows_the_shapes_of_its_sources_and_of_what_is_prepared(stem):
+    experiment = overrides.load_experiment(EXPERIMENTS / f"{stem}.py", "tiny")
+    loaded = sources.shapes(experiment.init_from, "tiny", EXPERIMENTS)
+    assert {source.to.split("/")[0] for source in experiment.init_from} == set(loaded)
+    traced = step.build(experiment, MeshShape().build(), loaded).trace()
+    assert traced.jaxpr.out_avals
+
+
+def test_a_batch_that_is_prepared_from_values_cannot_be_planned():
+    experiment = overrides.load_experiment(EXPERIMENTS / "llama_grpo.py", "tiny")
+    loaded = sources.shapes(experiment.init_from, "tiny", EXPERIMENTS)
+    runner = step.build(experiment, MeshShape().build(jax.devices()[:1]), loaded)
+    with pytest.raises(ValueError, match=r"Task.prepare \(Rollout\) reads values on the host"):
+        runner.trace()
 
 
 def test_nothing_to_load_is_nothing():

@@ -284,6 +284,15 @@ def test_its_language_comes_along(tmp_path):
     assert language.core.get_vocab_size() == weights.load_gguf(path)[0].config.vocab_size
 
 
+def test_a_file_is_converted_to_a_folder_of_what_it_stands_for(tmp_path):
+    model, variables = original(tied=True)
+    path = written(tmp_path, model, variables)
+    weights.convert(path, tmp_path / "folder")
+    again, loaded = weights.load_hf(tmp_path / "folder")
+    assert again.config.width == model.config.width
+    jax.tree.map(np.testing.assert_array_equal, loaded, weights.load_gguf(path)[1])
+
+
 SMOLLM2 = os.environ.get("MMJAX_SMOLLM2")
 SENTENCES = (
     "The capital of France is Paris, and the capital of Italy is Rome. The capital of Germany is Berlin."
