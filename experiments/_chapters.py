@@ -25,6 +25,7 @@ CHAPTERS = {
         ("mamba_copying",),
         ("mamba_copying", "--size", "small_transformer"),
         ("mamba2_text",),
+        ("llama_text", "--workdir", "runs/llama_text-400", "--set", "steps=400"),
     ),
     "lengths": (("llama_lengths",),),
 }
