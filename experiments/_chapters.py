@@ -3,7 +3,8 @@
     bert         bert_cldr -> bert_names (and the same from nothing), bert_tags
     transformer  transformer_names
     chat         llama_text -> llama_sft -> llama_reward -> llama_ppo, and llama_sft -> llama_dpo, llama_grpo
-    mamba        mamba_induction and mamba_copying, each beside a Transformer; mamba2_text
+    mamba        mamba_induction and mamba_copying, each beside a Transformer
+    text         gpt_text, mamba2_text and llama_text over as many steps
     lengths      llama_lengths
     language     all of the above
     minilm       bert_names and bert_tags from the weights in weights/minilm (see bert_names)
@@ -24,9 +25,8 @@ CHAPTERS = {
         ("mamba_induction", "--size", "small_transformer"),
         ("mamba_copying",),
         ("mamba_copying", "--size", "small_transformer"),
-        ("mamba2_text",),
-        ("llama_text", "--workdir", "runs/llama_text-400", "--set", "steps=400"),
     ),
+    "text": (("gpt_text",), ("mamba2_text",), ("llama_text", "--workdir", "runs/llama_text-400", "--set", "steps=400")),
     "lengths": (("llama_lengths",),),
 }
 CHAPTERS["language"] = tuple(run for runs in CHAPTERS.values() for run in runs)

@@ -7,7 +7,8 @@ small   minutes on 2 CPU cores, from scratch, with the pack's own 2,048 word pie
 paper   BERT-large as published (Devlin et al. 2019, appendix A.2), 256 rows of 512: for `mmjax plan` and pods
 
 `mmjax sample runs/bert_cldr-small "fox: animal [MASK]"` fills in words. Differs from the original: Adam corrects its
-bias, and all steps have rows of one length (the original: 90 % of 128, then 10 % of 512).
+bias, positions and types have no weight decay, and all steps have rows of one length (the original: 90 % of 128, then
+10 % of 512).
 """
 
 from functools import partial

@@ -21,10 +21,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmjax.data import emoji, pipeline
+from mmjax.ops.cross_entropy import IGNORED
 from mmjax.text import wordpiece
 
 SPLITS = ("train", "validation", "concepts")
-NOT_COUNTED = -100  # a label without a loss
 MENTIONS = tuple(
     text.split()
     for text in (
@@ -155,7 +155,7 @@ def tags() -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Mentions(Texts):
-    """Sentences that mention concepts; `labels` [B T] are tags, NOT_COUNTED but at a word's first piece."""
+    """Sentences that mention concepts; `labels` [B T] are tags, IGNORED but at a word's first piece."""
 
     length: int = 32
     evaluated: int = 400  # sentences that an eval reads of a split
@@ -179,7 +179,7 @@ class Mentions(Texts):
         texts, tagged = zip(*(self._tagged(*one) for one in zip(form, picked, strict=True)), strict=True)
         made = self.tokenizer.word_rows(texts, self.length)
         words = made.pop("words")
-        labels = np.full_like(words, NOT_COUNTED)
+        labels = np.full_like(words, IGNORED)
         for row, tag in enumerate(tagged):
             first = words[row] >= 0
             labels[row, first] = np.array(tag)[words[row, first]]

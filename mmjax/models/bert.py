@@ -32,8 +32,8 @@ from mmjax.nn.norms import LayerNorm
 from mmjax.nn.outputs import Aux
 from mmjax.nn.stack import Compute, Stack
 from mmjax.ops import masks
+from mmjax.ops.cross_entropy import IGNORED, softmax_cross_entropy
 
-IGNORED = -100  # a label that doesn't count
 INIT = nn.initializers.truncated_normal(0.02)  # of every kernel and table
 
 
@@ -303,11 +303,8 @@ class BERTForTagging(nn.Module):
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """[... C], [...] int -> the mean over labels that are not IGNORED, and how many they are."""
-    counts = labels != IGNORED
-    log_probability = jax.nn.log_softmax(logits.astype(jnp.float32))
-    right = jnp.take_along_axis(log_probability, jnp.where(counts, labels, 0)[..., None], axis=-1)[..., 0]
-    count = counts.sum()
-    return -jnp.where(counts, right, 0).sum() / jnp.maximum(count, 1), count
+    count = (labels != IGNORED).sum()
+    return softmax_cross_entropy(logits, labels).sum() / jnp.maximum(count, 1), count
 
 
 def _apply(model: nn.Module, variables: dict, batch: dict, rng: jax.Array) -> HeadOutput:

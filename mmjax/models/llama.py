@@ -87,7 +87,8 @@ def tinyllama_1b() -> LlamaConfig:  # Zhang et al. 2024, arXiv:2401.02385, table
 def _smollm2(width: int, depth: int, num_kv_heads: int, hidden: int, theta: float) -> LlamaConfig:
     """Allal et al. 2025, arXiv:2502.02737; sizes from the config.json of each."""
     return LlamaConfig(
-        49_152, 8192, width, depth, width // 64, num_kv_heads, 64, hidden, theta, epsilon=1e-5, tied=True
+        49_152, 8192, width, depth, num_heads=width // 64, num_kv_heads=num_kv_heads, head_dim=64, hidden=hidden,
+        theta=theta, epsilon=1e-5, tied=True,
     )  # fmt: skip
 
 
@@ -106,7 +107,10 @@ def smollm2_1_7b() -> LlamaConfig:
 def small(vocab_size: int) -> LlamaConfig:
     """1.5 million parameters at 2,048 ids: learns something within minutes on a laptop."""
     compute = Compute(unroll=True)
-    return LlamaConfig(vocab_size, 256, 160, 4, 4, 2, 40, 432, tied=True, compute=compute)
+    return LlamaConfig(
+        vocab_size, length=256, width=160, depth=4, num_heads=4, num_kv_heads=2, head_dim=40, hidden=432, tied=True,
+        compute=compute,
+    )  # fmt: skip
 
 
 def of_size(size: str, vocab_size: int) -> LlamaConfig:

@@ -2,7 +2,7 @@
 
     softmax_cross_entropy   logits [... V] -> [...]: the specification
     linear_nll              the same of hidden @ head, [... D] and [D V] -> [...]; the log-probabilities of a text
-    linear_cross_entropy    its weighted mean: the loss of pretraining
+    linear_cross_entropy    its weighted mean
 
 N tokens, D width, V vocabulary. 4 x 2,048 tokens of a vocabulary of 128k are 4 GB of logits, and as much again for
 their gradient. `linear_nll` makes the logits of a few rows at a time and keeps only each row's log-sum-exp; the

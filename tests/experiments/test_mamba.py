@@ -71,11 +71,13 @@ def test_only_the_answers_are_learned(stem):
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
-def test_mamba2_reads_what_llama_reads():
-    ours, theirs = load("mamba2_text", "small"), load("llama_text", "small")
-    for field in ("data", "optimizer", "steps", "batch_size", "evals"):
+@pytest.mark.parametrize("stem", ["mamba2_text", "gpt_text"])
+def test_they_read_what_llama_reads(stem):
+    ours, theirs = load(stem, "small"), load("llama_text", "small")
+    for field in ("data", "optimizer", "batch_size", "evals"):
         assert getattr(ours, field) == getattr(theirs, field), field
-    assert parameters(ours.task.model) == pytest.approx(parameters(theirs.task.model), rel=0.03)
+    assert ours.steps == 400  # LLaMA's are set to that beside them
+    assert parameters(ours.task.model) == pytest.approx(parameters(theirs.task.model), rel=0.07)
 
 
 def test_mamba2s_paper_size_is_the_published_one():
