@@ -44,6 +44,7 @@ def ipo(h: jax.Array, beta: float, label_smoothing: float = 0.0) -> jax.Array:
 
 
 FORMS = (sigmoid, robust, hinge, ipo)
+SMOOTHED = (sigmoid, robust)  # those that take label smoothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +52,25 @@ class DPO:
     """Task.loss of a causal language model whose first copy stands in the collection `reference`."""
 
     beta: float = 0.1  # how dear it is to leave the reference
-    label_smoothing: float = 0.0  # share of wrong preferences; for sigmoid and robust
+    label_smoothing: float = 0.0  # share of wrong preferences; for SMOOTHED
     average: bool = False  # log-probabilities per token instead of sums: IPO as TRL computes it
     form: Callable = sigmoid  # one of FORMS
+
+    def __post_init__(self):
+        if self.label_smoothing and self.form in FORMS and self.form not in SMOOTHED:
+            taken = " and ".join(form.__name__ for form in SMOOTHED)
+            raise ValueError(
+                f"form {self.form.__name__} takes no label_smoothing, got {self.label_smoothing}: set it to 0, or take "
+                f"one of the forms that do, {taken}"
+            )
 
     def __call__(self, model: Any, variables: dict, batch: dict, rng: jax.Array, step: jax.Array):
         """batch: input_ids int, attention_mask bool and spoken bool [B T] (see `sft`), and the same with
         reward.REJECTED."""
         rows = reward.side_by_side(batch, ENTRIES)
         rows["labels"] = sft.labels_of(rows["input_ids"], rows["spoken"])
-        tokens = log_probs.counted(rows).sum(-1) if self.average else 1
+        # A row without an answer has the log-probability 0, and not 0 / 0.
+        tokens = jnp.maximum(log_probs.counted(rows).sum(-1), 1) if self.average else 1
 
         def answers(params: dict) -> jax.Array:  # -> [2B]
             return log_probs.of_labels(model, params, rows).sum(-1) / tokens

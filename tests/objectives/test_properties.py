@@ -89,6 +89,34 @@ def test_a_policy_that_is_its_reference_has_loss_log_2(lm):
     assert aux.metrics["chosen_reward"] == 0
 
 
+def test_a_pair_without_answers_teaches_nothing_and_spoils_nothing(lm):
+    model, params = lm
+    reference = jax.tree.map(lambda x: 1.1 * x, params)
+    batch = rows() | {f"rejected_{name}": x for name, x in rows(1).items()}
+    for name in ("spoken", "rejected_spoken"):
+        batch[name] = batch[name] & (np.arange(4) != 2)[:, None]
+
+    @jax.jit
+    def run(params, batch):
+        def loss(params):
+            return dpo.DPO(average=True)(model, {"params": params, "reference": reference}, batch, None, 0)[0]
+
+        return jax.value_and_grad(loss)(params)
+
+    value, gradients = run(params, batch)
+    others, wanted = run(params, {name: x[[0, 1, 3]] for name, x in batch.items()})
+    np.testing.assert_allclose(value, (3 * others + np.log(2)) / 4, rtol=1e-6)
+    close = lambda x, y: np.testing.assert_allclose(x, 0.75 * y, rtol=1e-4, atol=1e-7)  # noqa: E731
+    jax.tree.map(close, gradients, wanted)
+
+
+@pytest.mark.parametrize("form", [dpo.hinge, dpo.ipo])
+def test_a_form_that_would_ignore_label_smoothing_refuses_it(form):
+    with pytest.raises(ValueError, match=f"{form.__name__} takes no label_smoothing, got 0.1.*sigmoid and robust"):
+        dpo.DPO(label_smoothing=0.1, form=form)
+    assert dpo.DPO(form=form).label_smoothing == 0
+
+
 def experience(lm, batch):
     model, params = lm
     labels = {"labels": sft.labels_of(jnp.asarray(batch["input_ids"]), jnp.asarray(batch["spoken"]))}
