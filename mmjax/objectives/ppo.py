@@ -8,6 +8,10 @@ B answers, T positions; entry t belongs to the token that position t predicts, `
 
     r_t = -beta (log p - log ref)_t + [last t] score        delta_t = r_t + gamma V_{t+1} - V_t
     A_t = delta_t + gamma lambda A_{t+1}                     R_t = A_t + V_t
+
+TRL (0.24) computes the same where every answer fills its row. Where one is shorter, its score comes there with the
+padding after the last token: the value at that place is learned, its reward is whitened with the others, and A runs
+through it. Here nothing counts but the answer's own tokens, and the score comes with the last of them.
 """
 
 import dataclasses
