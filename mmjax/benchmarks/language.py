@@ -140,7 +140,7 @@ def _training(name: str, model: Any, pairs: int) -> None:
     made = step.build(experiment, experiment.mesh.build(jax.devices()[:1]))
     batch = made.place(_Rows().batches(ROWS, 0)[0])
     state = [made.init(batch)]
-    original = _original(model, state[0].variables).train()
+    original = _original(model, state[0].variables).eval()  # GPT-2's would drop out, which ours has not
     ids = torch.tensor(np.asarray(batch["input_ids"])).long()
     optimizer = torch.optim.AdamW(original.parameters(), adamw.peak, (0.9, 0.95), weight_decay=0.1, fused=True)
 
