@@ -23,6 +23,7 @@ class EmojiViews:
     side: int = 64  # S, of the picture that views are cut from
     placing: augment.Augment = PLACED  # of the drawing on the picture
     objects: tuple[int, int] = (1, 3)  # fewest and most of the scenes that evals read
+    scene_size: int | None = None  # pixels along a side of those; None: as global views
 
     def batches(self, batch_size: int, seed: int, rows: slice = pipeline.ALL) -> pipeline.Batches:
         """`global_crops` uint8 [B 2 s s 3], `local_crops` uint8 [B n s s 3] and, where hidden, `masks` bool [B 2 N]."""
@@ -48,8 +49,8 @@ class EmojiViews:
         return self._captioned.tokenize(texts)
 
     def scenes(self, split: str, count: int) -> scenes.Scene:
-        """`count` scenes of the split's drawings, as large as global views, the same at every call."""
-        composer = scenes.Composer(self.crops.global_size, self.objects)
+        """`count` scenes of the split's drawings, the same at every call."""
+        composer = scenes.Composer(self.scene_size or self.crops.global_size, self.objects)
         return scenes.EmojiScenes(composer).scenes(split, count)
 
     @property

@@ -26,7 +26,8 @@ def _apply(model: Any, variables: dict, inputs: dict, method: str) -> jax.Array:
     return sharding.constrain(model.apply(variables, **inputs, method=method).astype(jnp.float32), None)
 
 
-def _encode(model: Any, variables: dict, inputs: dict, method: str) -> np.ndarray:  # {name: [N ...]} -> [N E] float32
+def encode(model: Any, variables: dict, inputs: dict, method: str) -> np.ndarray:
+    """{name: [N ...]} -> [N ...] float32: what `method` of the model gives for each row."""
     count = len(next(iter(inputs.values())))
     if not count:
         raise ValueError(f"there is nothing to {method.replace('_', ' ')}: the split or the list is empty")
@@ -43,12 +44,12 @@ def unit(x: np.ndarray) -> np.ndarray:  # [... E] -> [... E] of length 1
 
 def encode_images(model: Any, variables: dict, images: np.ndarray) -> np.ndarray:
     """[N H W 3] uint8, or float already normalised -> [N E] float32 of length 1."""
-    return unit(_encode(model, variables, {"images": images}, "encode_image"))
+    return unit(encode(model, variables, {"images": images}, "encode_image"))
 
 
 def encode_texts(model: Any, variables: dict, tokenize: Callable, texts: Sequence[str]) -> np.ndarray:
     """N texts -> [N E] float32 of length 1. `tokenize` pads to a fixed length."""
-    return unit(_encode(model, variables, dict(tokenize(texts)), "encode_text"))
+    return unit(encode(model, variables, dict(tokenize(texts)), "encode_text"))
 
 
 def encode_names(

@@ -129,6 +129,23 @@ def heat(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values)[..., None], colours * 255, 160).round().astype(np.uint8)
 
 
+def enlarged(values: np.ndarray, size: int) -> np.ndarray:
+    """[h w ...] -> [size size ...]: each value as a block, since what lies between two patches is not known."""
+    rows, columns = (np.arange(size) * side // size for side in values.shape[:2])
+    return values[rows][:, columns]
+
+
+def contact_sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], size: int = THUMB) -> np.ndarray:
+    """Images [h w 3] uint8 in rows, all drawn as large, each column under its title."""
+    width = size + GAP
+    sheet, draw = canvas(len(titles) * width + GAP, TEXT + 2 * GAP + len(rows) * width)
+    for c, title in enumerate(titles):
+        draw.text((GAP + c * width, GAP), fit(title, size, TEXT - 3), FAINT, font(TEXT - 3))
+        for r, row in enumerate(rows):
+            sheet.paste(Image.fromarray(enlarged(row[c], size)), (GAP + c * width, TEXT + 2 * GAP + r * width))
+    return np.asarray(sheet)
+
+
 def matrix(scores: np.ndarray, images: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """scores [R C] of images [R H W 3] against C names. The best of each row is ringed, and ticked on the diagonal."""
     cell, margin = 46, 150

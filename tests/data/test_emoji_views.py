@@ -55,6 +55,7 @@ def test_evals_read_the_same_splits_as_clips():
     scene = DATA.scenes("twemoji", 4)
     assert scene.images.shape == (4, 32, 32, 3)
     assert scene.present[:, 0].all()
+    assert EmojiViews(CROPS, scene_size=48).scenes("twemoji", 1).images.shape == (1, 48, 48, 3)
 
 
 def test_without_masks_there_are_none():

@@ -99,3 +99,13 @@ def test_thumbnails_keep_proportions(shape):
     assert found.shape == (60, 60, 3)
     inside = (found < 128).all(axis=-1)
     assert inside.any(axis=1).sum() / inside.any(axis=0).sum() == pytest.approx(shape[0] / shape[1])
+
+
+def test_a_contact_sheet_shows_every_value_as_a_block_in_its_row_and_column():
+    halves = np.stack([plain(RED, 1)[0], plain(BLUE, 1)[0]])  # [2 1 3]: red above blue
+    sheet = pictures.contact_sheet([[plain(RED, 3), halves]] * 2, ["picture", "map"], size=40)
+    assert count(sheet, RED) == 2 * (40 * 40 + 20 * 40)
+    assert count(sheet, BLUE) == 2 * 20 * 40
+    blue = np.flatnonzero((sheet == BLUE).all(axis=-1).any(axis=0))
+    assert blue.min() >= sheet.shape[1] // 2
+    assert len(blue) == 40
