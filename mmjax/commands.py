@@ -112,6 +112,11 @@ def _sample_weights(asked: argparse.Namespace, images: tuple, texts: tuple[str, 
     if isinstance(model, clip.CLIP):
         _refuse_speech(asked, f"{asked.weights}, a CLIP")
         return _compare(asked.weights, model, variables, images, texts)
+    if hasattr(type(model), "encode_image"):
+        raise ValueError(
+            f"{asked.weights} holds a {type(model).__name__}, which comes without a tokenizer that is read here; ask "
+            "it from Python, by mmjax.weights.load_hf"
+        )
     _refuse_images(asked.weights, type(model).__name__, images)
     if isinstance(model, bert.MODEL):
         _refuse_speech(asked, f"{asked.weights}, a BERT")
@@ -143,8 +148,7 @@ def _compare(folder: Path, model: Any, variables: Mapping, images: tuple, texts:
     ]
     image_embeds = features.encode_images(model, variables, np.stack(pixels))
     text_embeds = features.encode_texts(model, variables, lambda x: tokenizer.rows(x, config.text.length), texts)
-    scale = float(np.exp(variables["params"]["logit_scale"]))
-    for row in search.probabilities(image_embeds @ text_embeds.T, scale):
+    for row in search.chances(image_embeds @ text_embeds.T, variables["params"]):
         print("\n".join(f"  {row[best]:6.1%}  {texts[best]}" for best in np.argsort(-row, kind="stable")))
     return 0
 

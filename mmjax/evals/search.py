@@ -5,6 +5,7 @@ texts that come with it, or with all names of the split where there are none.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,6 +25,14 @@ def probabilities(cosines: np.ndarray, scale: float) -> np.ndarray:  # [... C] -
     """Softmax of scale * cosine: how CLIP says that a text belongs to an image, were the texts all there are."""
     logits = scale * (cosines - cosines.max(axis=-1, keepdims=True))
     return np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+
+
+def chances(cosines: np.ndarray, params: Mapping) -> np.ndarray:  # [... C] -> [... C]
+    """That a text belongs to an image: of CLIP, if one of them does; of SigLIP, whatever the others say."""
+    scale = float(np.exp(params["logit_scale"]))
+    if "logit_bias" not in params:
+        return probabilities(cosines, scale)
+    return 1 / (1 + np.exp(-(scale * cosines + float(params["logit_bias"]))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +62,8 @@ class Search:
         cosines = features.encode_images(model, variables, images) @ (
             features.encode_texts(model, variables, data.tokenize, texts).T
         )
-        scale = float(np.exp(variables["params"]["logit_scale"]))
         lines = []
-        for row in probabilities(cosines, scale):
+        for row in chances(cosines, variables["params"]):
             best = np.argsort(-row, kind="stable")[: max(self.shown, len(request.texts))]
             lines += [f"  {row[n]:6.1%}  {texts[n]}" for n in best]
         return Answer("\n".join(lines))

@@ -133,6 +133,7 @@ class ViTConfig:
     epsilon: float = 1e-6  # of the norms
     stem: tuple[int, ...] = ()  # channels of the stride-2 convolutions before the patches
     resize: Callable | None = None  # ops/images.py's rule for images of other sizes; None refuses them
+    cut: bool = False  # whether pixels at the right and below that fill no patch are dropped; otherwise refused
     class_token: bool = True
     registers: int = 0  # R, tokens that hold nothing of the image
     pool: Callable = first_token
@@ -147,7 +148,8 @@ class ViTConfig:
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self):
-        if self.image_size % self.patch_size or self.patch_size % 2 ** len(self.stem):
+        fits = self.image_size >= self.patch_size if self.cut else self.image_size % self.patch_size == 0
+        if not fits or self.patch_size % 2 ** len(self.stem):
             raise ValueError(
                 f"image_size must be a multiple of patch_size, and patch_size of 2 for each of the {len(self.stem)} "
                 f"stem layers, got image_size={self.image_size}, patch_size={self.patch_size}"
@@ -225,9 +227,11 @@ def check_images(c: ViTConfig, images: jax.Array) -> tuple[int, int]:
         hint = "; for other sizes set the config's resize to a rule of ops/images.py" if c.resize is None else ""
         raise ValueError(f"images must be {wanted}, got {list(images.shape)}{hint}")
     height, width = images.shape[1:3]
-    if height % patch or width % patch or not height * width:
-        raise ValueError(f"the sides of images must be multiples of patch_size={patch}, got {height} x {width}")
-    return height // patch, width // patch
+    rows, columns = height // patch, width // patch
+    if not rows * columns or (not c.cut and (height % patch or width % patch)):
+        wanted = "at least" if c.cut else "multiples of"
+        raise ValueError(f"the sides of images must be {wanted} patch_size={patch}, got {height} x {width}")
+    return rows, columns
 
 
 def resized_positions(table: jax.Array, resize: Callable, before: int, rows: int, columns: int) -> jax.Array:
@@ -335,6 +339,7 @@ class ViT(nn.Module):
         random numbers are the stream "drop_path"."""
         c, dtype = self.config, self.compute.dtype
         rows, columns = check_images(c, images)
+        images = images[:, : rows * c.patch_size, : columns * c.patch_size]
         x = Stem(c.stem, dtype, name="stem")(image_ops.to_float(images, c.image_mean, c.image_std))
         patch_size = c.patch_size // 2 ** len(c.stem)
         x = PatchEmbed(c.width, patch_size, dtype=dtype, kernel_init=c.init.patch, name="patch_embed")(x)

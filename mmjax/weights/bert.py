@@ -105,15 +105,7 @@ def from_config(config: Fields) -> nn.Module:
         epsilon=config.get("layer_norm_eps", float, 1e-12),
         dropout=config.get("hidden_dropout_prob", float, 0.1),
     )
-    return model(sizes, _labels(config)) if model in LABELLED else model(sizes)
-
-
-def _labels(config: Fields) -> tuple[str, ...]:
-    """{"0": "LABEL_0", ...}, in the order of the numbers."""
-    names = config.get("id2label", dict, {"0": "LABEL_0", "1": "LABEL_1"})
-    if set(names) != {str(i) for i in range(len(names))}:
-        raise ValueError(f"{config.where}: id2label must number its labels 0, 1, 2 ..., got {', '.join(names)}")
-    return tuple(names[str(i)] for i in range(len(names)))
+    return model(sizes, config.labels()) if model in LABELLED else model(sizes)
 
 
 def to_config(model: nn.Module) -> dict:

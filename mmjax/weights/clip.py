@@ -1,17 +1,16 @@
 """CLIP as transformers' CLIPModel keeps it. openai/CLIP's and open_clip's names are in open_clip.py."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from einops import rearrange
 
 from mmjax.models import clip, vit
 from mmjax.nn.mlp import gelu, quick_gelu
 from mmjax.weights.engine import CONV, TRANSPOSE, Rule, Transform, linear, norm
 from mmjax.weights.fields import Fields
+from mmjax.weights.vit import resized_tower
 
 MODEL = clip.CLIP
 FORMAT = "transformers' CLIPModel"
@@ -21,7 +20,7 @@ START = 49406  # of a text, in OpenAI's vocabulary
 QKV = ("query", "key", "value")
 
 
-def _hf_layers(ours: str, theirs: str) -> list[Rule]:
+def hf_layers(ours: str, theirs: str) -> list[Rule]:
     rules = [*norm(f"{ours}/norm1", f"{theirs}.layer_norm1"), *norm(f"{ours}/norm2", f"{theirs}.layer_norm2")]
     for name in QKV:
         rules += linear(f"{ours}/attention/{name}", f"{theirs}.self_attn.{name[0]}_proj")
@@ -49,7 +48,7 @@ def rules(layers: Callable[[str, str], list[Rule]], projection: Transform, names
 
 
 RULES = rules(
-    _hf_layers,
+    hf_layers,
     TRANSPOSE,
     {
         "vision/patch_embed": "vision_model.embeddings.patch_embedding.weight",
@@ -77,8 +76,8 @@ def from_config(config: Fields, preprocessor: Fields) -> clip.CLIP:
     return clip.CLIP(
         clip.CLIPConfig(
             vision=vit.ViTConfig(
-                image_size=_side(vision, "image_size", 224),
-                patch_size=_side(vision, "patch_size", 32),
+                image_size=vision.side("image_size", 224),
+                patch_size=vision.side("patch_size", 32),
                 width=vision.get("hidden_size", int, 768),
                 depth=vision.get("num_hidden_layers", int, 12),
                 num_heads=vision.get("num_attention_heads", int, 12),
@@ -98,8 +97,8 @@ def from_config(config: Fields, preprocessor: Fields) -> clip.CLIP:
                 eos_id=None if eos_id == HIGHEST_ID else eos_id,
             ),
             embed_dim=config.get("projection_dim", int, 512),
-            image_mean=colour(preprocessor, "image_mean", clip.OPENAI_MEAN),
-            image_std=colour(preprocessor, "image_std", clip.OPENAI_STD),
+            image_mean=preprocessor.colour("image_mean", clip.OPENAI_MEAN),
+            image_std=preprocessor.colour("image_std", clip.OPENAI_STD),
         )
     )
 
@@ -177,21 +176,6 @@ def activation_name(c: vit.ViTConfig | clip.TextConfig) -> str:
     raise ValueError(f"activation {c.activation} has no name here; supported are {', '.join(ACTIVATIONS)}")
 
 
-def _side(fields: Fields, name: str, default: int) -> int:
-    """Squares only; some files spell them as [224, 224]."""
-    value = fields.values.get(name)
-    if isinstance(value, list) and len(set(value)) == 1:
-        return Fields({name: value[0]}, fields.where).get(name, int)
-    return fields.get(name, int, default)
-
-
-def colour(fields: Fields, name: str, default: Sequence[float]) -> tuple[float, ...]:
-    value = fields.values.get(name, default)
-    if not isinstance(value, Sequence) or len(value) != 3 or not all(isinstance(x, float | int) for x in value):
-        raise ValueError(f"{fields.where}: {name} is {value!r}, expected three numbers")
-    return tuple(float(x) for x in value)
-
-
 def abstract(model: clip.CLIP) -> dict:
     """The variables' shapes."""
     c = model.config
@@ -205,14 +189,7 @@ def resize(model: clip.CLIP, variables: dict, image_size: int, *, antialias: boo
 
     antialias=False is what transformers computes with interpolate_pos_encoding=True, True what open_clip's loader does.
     """
-    config = dataclasses.replace(model.config.vision, image_size=image_size)
     params = variables["params"]
-    first, grid = jnp.split(jnp.asarray(params["vision"]["pos_embed"], jnp.float32), [1])
-    old, new = model.config.vision.image_size // config.patch_size, image_size // config.patch_size
-    grid = rearrange(grid, "(h w) d -> h w d", h=old)
-    # As PyTorch: the kernel's a is -0.75 without antialias, and the usual -0.5 with it.
-    grid = jax.image.resize(grid, (new, new, grid.shape[-1]), "cubic-pytorch", antialias=antialias)
-    positions = np.asarray(jnp.concatenate([first, rearrange(grid, "h w d -> (h w) d")]))
-    vision = {**params["vision"], "pos_embed": positions.astype(params["vision"]["pos_embed"].dtype)}
+    config, vision = resized_tower(model.config.vision, params["vision"], image_size, antialias=antialias)
     model = clip.CLIP(dataclasses.replace(model.config, vision=config))
     return model, {**variables, "params": {**params, "vision": vision}}

@@ -1,7 +1,7 @@
 """Reading the fields of someone else's config, with errors that name the field."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 REQUIRED = object()
@@ -38,6 +38,27 @@ class Fields:
         value = self.values.get(name, only)
         if value != only:
             raise ValueError(f"{self.where}: {name} is {value!r}, supported is {only!r} only")
+
+    def side(self, name: str, default: int) -> int:
+        """Of a square; some files spell it as [224, 224]."""
+        value = self.values.get(name)
+        if isinstance(value, list) and len(set(value)) == 1:
+            return Fields({name: value[0]}, self.where).get(name, int)
+        return self.get(name, int, default)
+
+    def colour(self, name: str, default: Sequence[float]) -> tuple[float, ...]:
+        """Three numbers, of red, green and blue."""
+        value = self.values.get(name, default)
+        if not isinstance(value, Sequence) or len(value) != 3 or not all(isinstance(x, float | int) for x in value):
+            raise ValueError(f"{self.where}: {name} is {value!r}, expected three numbers")
+        return tuple(float(x) for x in value)
+
+    def labels(self) -> tuple[str, ...]:
+        """Of id2label, {"0": "LABEL_0", ...}, in the order of the numbers."""
+        names = self.get("id2label", dict, {"0": "LABEL_0", "1": "LABEL_1"})
+        if set(names) != {str(i) for i in range(len(names))}:
+            raise ValueError(f"{self.where}: id2label must number its labels 0, 1, 2 ..., got {', '.join(names)}")
+        return tuple(names[str(i)] for i in range(len(names)))
 
 
 _KINDS = {int: "a whole number", float: "a number", str: "a string", dict: "an object", bool: "true or false"}

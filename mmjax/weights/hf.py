@@ -11,6 +11,7 @@ Each family of models is a module of this package, found by `model_type` in conf
 and, only where it applies,
 
     renamed(model, tensors) -> tensors     the current names for those of older files
+    fitted(model, tensors) -> model        what only the tensors tell, by their current names
     to_preprocessor(model), resize(...)    families with images; their from_config takes the preprocessor's fields too
 """
 
@@ -23,11 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mmjax.weights import bert, clip, engine, files, gpt2, llama, mamba, mamba2, marian, open_clip
+from mmjax.weights import bert, clip, engine, files, gpt2, llama, mamba, mamba2, marian, open_clip, siglip, vit
 from mmjax.weights.fields import Fields
 
 FAMILIES: dict[str, ModuleType] = {
     "clip": clip,
+    "siglip": siglip,
+    "vit": vit,
     "bert": bert,
     "gpt2": gpt2,
     "llama": llama,
@@ -60,9 +63,10 @@ def load_hf(
     if image_size is not None and not _has_images(family):
         raise ValueError(f"{folder} holds {family.FORMAT}, which reads no images; leave image_size out")
     tensors = files.read_folder(folder)
+    tensors = family.renamed(model, tensors) if hasattr(family, "renamed") else tensors
+    model = family.fitted(model, tensors) if hasattr(family, "fitted") else model
     return engine.load_model(
-        model, family.abstract, _of(family.RULES, model),
-        family.renamed(model, tensors) if hasattr(family, "renamed") else tensors,
+        model, family.abstract, _of(family.RULES, model), tensors,
         format=f"{family.FORMAT} of its {CONFIG}", source=folder, dtype=dtype, shardings=shardings,
         ignored=_of(family.IGNORED, model),
         resize=None if image_size is None else lambda *loaded: family.resize(*loaded, image_size, antialias=False),

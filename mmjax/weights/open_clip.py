@@ -136,8 +136,8 @@ def _model(tensors: Mapping[str, np.ndarray], path: Path, config: Fields) -> cli
         model.part("text_cfg").get("heads", int, text_width // 64),
         shape(f"{text_layers}.0.mlp.c_fc.weight", 2)[0], activation, 1e-5,
     )  # fmt: skip
-    mean = names.colour(preprocess, "mean", clip.OPENAI_MEAN)
-    std = names.colour(preprocess, "std", clip.OPENAI_STD)
+    mean = preprocess.colour("mean", clip.OPENAI_MEAN)
+    std = preprocess.colour("std", clip.OPENAI_STD)
     return clip.CLIP(clip.CLIPConfig(vision, text, shape("visual.proj", 2)[1], mean, std))
 
 

@@ -58,6 +58,13 @@ def test_probabilities_are_a_softmax_that_does_not_overflow():
     np.testing.assert_allclose(found, [[np.exp(1) / (np.exp(1) + np.exp(0.5)), 1 / (1 + np.exp(0.5))]])
 
 
+def test_chances_are_each_texts_own_where_the_model_has_a_bias():
+    cosines, scale = np.array([[0.2, 0.1]]), np.log(5.0)
+    np.testing.assert_allclose(search.chances(cosines, {"logit_scale": scale}), search.probabilities(cosines, 5.0))
+    found = search.chances(cosines, {"logit_scale": scale, "logit_bias": np.array(-1.0)})
+    np.testing.assert_allclose(found, [[0.5, 1 / (1 + np.exp(0.5))]])
+
+
 def test_a_picture_of_any_shape_becomes_the_models_square():
     assert search.square(np.zeros((5, 40, 3), np.uint8), 16).shape == (16, 16, 3)
 

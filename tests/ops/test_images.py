@@ -3,6 +3,7 @@
 Golden: tests/goldens/images.npz, made by make_images.py from torchvision, open_clip, transformers and real photographs.
 """
 
+import re
 from pathlib import Path
 
 import jax
@@ -91,6 +92,36 @@ def test_resize_is_the_antialiased_bicubic_up_to_rounding(golden):
 def test_grids_are_resized_as_torch_does(golden, name, height, width):
     resized = getattr(images, f"resize_{name}")(golden["grid"], height, width)
     np.testing.assert_allclose(resized, golden[f"{name}_{height}_{width}"], atol=1e-5)
+
+
+LIBRARIES = {  # of tests/goldens/positions.npz, made by make_positions.py
+    "hf": images.resize_cubic,
+    "hf_registers": images.resize_cubic_antialias,
+    "timm": images.resize_cubic_antialias,
+    "open_clip": images.resize_cubic_antialias,
+    "dino": images.resize_cubic_offset,
+}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_positions_are_resized_as_each_library_does(library):
+    stored = np.load(Path(__file__).parents[1] / "goldens" / "positions.npz")
+    table = stored["table"]  # the class token's, then 7 x 7
+    cases = [name for name in stored if re.fullmatch(rf"{library}_\d+_\d+", name)]
+    assert len(cases) == (2 if library == "open_clip" else 5)
+    for name in cases:
+        rows, columns = (int(x) for x in name.split("_")[-2:])
+        resized = LIBRARIES[library](table[1:].reshape(7, 7, 3), rows, columns)
+        np.testing.assert_allclose(resized.reshape(-1, 3), stored[name][1:], atol=2e-6, err_msg=name)
+        np.testing.assert_array_equal(stored[name][0], table[0])
+
+
+def test_the_rules_of_the_libraries_differ():
+    grid = np.random.default_rng(0).normal(size=(7, 7, 3)).astype(np.float32)
+    rules = (*dict.fromkeys(LIBRARIES.values()), images.resize_linear_corners)
+    resized = [np.array(rule(grid, 4, 4)) for rule in rules]
+    for i, one in enumerate(resized):
+        assert all(np.abs(one - other).max() > 0.02 for other in resized[:i])
 
 
 @pytest.mark.parametrize("length", [17, 6])

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from mmjax import weights
 from mmjax.models import clip
+from mmjax.ops import images as image_ops
 from mmjax.parallel import mesh, rules
 from mmjax.weights import clip as names
 from mmjax.weights import engine, open_clip
@@ -83,6 +84,15 @@ def test_openai_torchscript_computes_it_to_half_precision():
 
 def test_larger_images_follow_the_rule_of_transformers():
     model, variables = weights.load_hf(HF, image_size=12)
+    golden = outputs(HF)
+    embeds = model.apply(variables, golden["images_12"], method="encode_image")
+    np.testing.assert_allclose(embeds, golden["image_embeds_12"], atol=1e-5)
+
+
+def test_the_config_may_ask_for_it_at_each_call(hf):
+    model, variables = hf
+    vision = dataclasses.replace(model.config.vision, resize=image_ops.resize_cubic)
+    model = clip.CLIP(dataclasses.replace(model.config, vision=vision))
     golden = outputs(HF)
     embeds = model.apply(variables, golden["images_12"], method="encode_image")
     np.testing.assert_allclose(embeds, golden["image_embeds_12"], atol=1e-5)
