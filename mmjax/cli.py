@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_train, _eval, _sample, _plan, _convert, _list):
+    for add in (_train, _eval, _sample, _align, _plan, _convert, _list):
         add(commands)
     return root
 
@@ -164,6 +164,53 @@ def _sample(commands) -> None:
         "--repetition-penalty", type=float, default=1.0, metavar="R", help="of tokens already there (default: 1, none)"
     )
     group.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+
+
+def _align(commands) -> None:
+    command = _command(
+        commands, "align", "measure how alike two representations are, and what chance would give",
+        """
+        mmjax align mmjax/data/assets/stamps.npz:image mmjax/data/assets/stamps.npz:text
+        mmjax align mine.npz:features dinov2.npy --k 20 --metrics mutual_knn,unbiased_cka
+        mmjax align runs/clip_emoji-small:image runs/clip_emoji-small:text --data emoji:twemoji
+        mmjax align ~/clip-vit-base-patch32:image ~/all-MiniLM-L6-v2 --data my_pictures --intervals 100
+        """,
+        details="""
+            A and B are features of the same things, row by row: FILE.npz:KEY, FILE.npy or platonic-rep's FILE.pt with
+            arrays [N D] or [N L D] (keys K/0, K/1, ... are the layers of K), or encoders that read --data: a run
+            folder, a Hugging Face folder (with :image or :text where a model reads both) or FILE.gguf.
+
+            Each metric is measured between all pairs of layers; `score` is the best pair, `last` the last layers.
+            `null` is the mean of the best pair's score when the rows of B are permuted, `null 95%` what chance exceeds
+            once in twenty. p counts permutations that reach the score; `calibrated` is 0 at `null 95%` and 1 at the
+            largest score. Compare calibrated scores, and only for the same N and k: raw scores grow with width, depth
+            and k / N.
+        """,
+    )  # fmt: skip
+    command.add_argument("a", metavar="A", help="one side")
+    command.add_argument("b", metavar="B", help="the other side")
+    command.add_argument(
+        "--data", metavar="DATA",
+        help="what encoders read: a folder with pictures and captions.jsonl, or emoji:SPLIT of the embedded pack",
+    )  # fmt: skip
+    command.add_argument("--metrics", default="", metavar="NAMES", help="with commas between them (default: all)")
+    command.add_argument("--k", type=int, default=10, help="neighbours of a row (default: %(default)s)")
+    command.add_argument(
+        "--layers", choices=("all", "last"), default="all", help="which of the features' layers (default: all)"
+    )
+    command.add_argument(
+        "--clamp", type=float, default=0.95, metavar="SHARE",
+        help="of the features' values that stay as they are; larger ones are cut (default: %(default)s, 1 = none cut)",
+    )  # fmt: skip
+    command.add_argument("--permutations", type=int, default=200, metavar="K", help="of the null (default: 200)")
+    command.add_argument(
+        "--intervals", type=int, default=0, metavar="DRAWS",
+        help="also a 95%% interval of each score, from so many halves of the rows (default: 0, none)",
+    )  # fmt: skip
+    command.add_argument("--seed", type=int, default=0, help="of permutations and draws (default: %(default)s)")
+    command.add_argument(
+        "--official", action="store_true", help="the numbers of minyoungg/platonic-rep, its quirks included"
+    )
 
 
 def _plan(commands) -> None:

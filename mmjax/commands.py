@@ -153,6 +153,13 @@ def _compare(folder: Path, model: Any, variables: Mapping, images: tuple, texts:
     return 0
 
 
+def align(asked: argparse.Namespace) -> int:
+    from mmjax import align as alignment
+
+    print(alignment.run(asked))
+    return 0
+
+
 def plan(asked: argparse.Namespace) -> int:
     from mmjax.parallel import plan as plans
     from mmjax.train import overrides, run_folder, sources, step

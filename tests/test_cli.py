@@ -288,7 +288,7 @@ def test_help_teaches_and_loads_nothing_heavy():
     assert "mmjax train experiments/clip_emoji.py" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["train", "eval", "sample", "plan", "convert", "list"])
+@pytest.mark.parametrize("name", ["train", "eval", "sample", "align", "plan", "convert", "list"])
 def test_every_command_has_an_example_that_parses(name):
     import shlex
 
