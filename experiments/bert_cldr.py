@@ -3,7 +3,7 @@
 A sentence is an emoji's name with its keywords, "fox: animal face orange"; the one that follows is the next emoji's.
 
 tiny    seconds: does everything once, learns nothing
-small   minutes on 2 CPU cores, from scratch, with the pack's own 2,048 word pieces (numbers: README)
+small   about 6 minutes on 2 CPU cores, from scratch, with the pack's own 2,048 word pieces (numbers: README)
 paper   BERT-large as published (Devlin et al. 2019, appendix A.2), 256 rows of 512: for `mmjax plan` and pods
 
 `mmjax sample runs/bert_cldr-small "fox: animal [MASK]"` fills in words. Differs from the original: Adam corrects its

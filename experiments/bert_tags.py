@@ -4,7 +4,7 @@ Sentences are composed ("we saw fox , pizza and car today"), names and groups ar
 entities, whole mentions of the right kind.
 
 tiny    seconds: does everything once, learns nothing
-small   minutes on 2 CPU cores, from the run of bert_cldr of the same size (numbers: README)
+small   about 2 minutes on 2 CPU cores, from the run of bert_cldr of the same size (numbers: README)
 minilm  minutes, from real weights, as in bert_names: --set data.vocab=FOLDER, and each --set init_from.N.run=FOLDER
 paper   BERT-large with the published recipe (Devlin et al. 2019, section 5.3 and appendix A.3)
 

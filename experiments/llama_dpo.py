@@ -1,7 +1,7 @@
 """DPO: the LLaMA of llama_sft learns from the same preferences as llama_reward, without a reward model.
 
 tiny    seconds: does everything once, learns nothing
-small   about 4 minutes on 2 CPU cores; win rate against the SFT model on held-out questions, and the divergence from it
+small   about 2 minutes on 2 CPU cores; win rate against the SFT model on held-out questions, and the divergence from it
         that this costs (numbers: README)
 paper   LLaMA-7B with the hyper-parameters of Rafailov et al. 2023, appendix B (there with RMSprop)
 """

@@ -1,7 +1,7 @@
 """GRPO: the LLaMA of llama_sft answers each question eight times, and a few lines of Python say what is right.
 
 tiny    seconds: does everything once, learns nothing
-small   about 6 minutes on 2 CPU cores; win rate against the SFT model on held-out questions, and the divergence from it
+small   about 5 minutes on 2 CPU cores; win rate against the SFT model on held-out questions, and the divergence from it
         that this costs (numbers: README)
 paper   LLaMA-7B with the hyper-parameters of DeepSeekMath (Shao et al. 2024, section 4.2)
 

@@ -1,7 +1,7 @@
 """PPO: the LLaMA of llama_sft writes, the model of llama_reward scores, and what scored better becomes likelier.
 
 tiny    seconds: does everything once, learns nothing
-small   about 8 minutes on 2 CPU cores; win rate against the SFT model on held-out questions, and the divergence from it
+small   about 4 minutes on 2 CPU cores; win rate against the SFT model on held-out questions, and the divergence from it
         that this costs (numbers: README)
 paper   LLaMA-7B with the hyper-parameters of TRL's PPO (Huang et al. 2024, arXiv:2403.17031)
 

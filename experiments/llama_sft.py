@@ -1,7 +1,7 @@
 """The LLaMA of llama_text learns to answer: demonstrations about the emoji pack, half of them wordy.
 
 tiny    seconds: does everything once, learns nothing
-small   about 6 minutes on 2 CPU cores; share of right answers about concepts that it never saw (numbers: README)
+small   about 8 minutes on 2 CPU cores; share of right answers about concepts that it never saw (numbers: README)
 paper   LLaMA-7B with the hyper-parameters of Stanford Alpaca (Taori et al. 2023)
 """
 
