@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from mmjax.nn.outputs import Aux
 from mmjax.objectives import log_probs
 from mmjax.objectives.log_probs import masked_mean
+from mmjax.objectives.ppo import policy_loss
 
 EPSILON = 1e-4  # TRL's: equal rewards give 0, not 0 / 0
 
@@ -74,8 +75,7 @@ class GRPO:
         mask = log_probs.counted(batch)
         new = log_probs.of_labels(model, variables["params"], batch, self.temperature)
         ratio, advantage = jnp.exp(new - batch["old_log_probs"]), batch["advantages"][:, None]
-        high = self.clip if self.clip_high is None else self.clip_high
-        losses = jnp.maximum(-advantage * ratio, -advantage * jnp.clip(ratio, 1 - self.clip, 1 + high))
+        losses = policy_loss(ratio, advantage, self.clip, self.clip_high)
         divergence = jnp.zeros_like(new)
         if self.beta:
             reference = log_probs.of_labels(model, variables["reference"], batch, self.temperature)

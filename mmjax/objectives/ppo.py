@@ -60,9 +60,11 @@ def whiten(x: jax.Array, mask: jax.Array, *, shift_mean: bool = True) -> jax.Arr
     return jnp.where(mask, white if shift_mean else white + mean, 0)
 
 
-def policy_loss(ratio: jax.Array, advantage: jax.Array, clip: float) -> jax.Array:
-    """The clipped objective's negative per token: no gain from moving further than the clip."""
-    return jnp.maximum(-advantage * ratio, -advantage * jnp.clip(ratio, 1 - clip, 1 + clip))
+def policy_loss(ratio: jax.Array, advantage: jax.Array, clip: float, high: float | None = None) -> jax.Array:
+    """The clipped objective's negative per token: no gain from moving further than the clip. high: the bound above 1,
+    where it differs."""
+    bounded = jnp.clip(ratio, 1 - clip, 1 + (clip if high is None else high))
+    return jnp.maximum(-advantage * ratio, -advantage * bounded)
 
 
 def value_loss(values: jax.Array, old_values: jax.Array, returns: jax.Array, clip: float) -> jax.Array:
