@@ -46,7 +46,7 @@ def nearest(
     if x.ndim != 2 or not 1 <= k < x.shape[0]:
         raise ValueError(f"x must be [N D] with more rows than k, and k at least 1, got {list(x.shape)} and k={k}")
     if implementation is None:
-        implementation = "reference" if x.shape[0] <= columns else "blocked"
+        implementation = "reference" if x.shape[0] <= 2 * rows else "blocked"
         choice.say(f"{k} nearest of {x.shape[0]} rows: {implementation}")
     if implementation == "reference":
         return _reference(x, k)
@@ -78,10 +78,11 @@ def _blocked(x: jax.Array, k: int, rows: int, columns: int) -> Neighbours:
         def step(best: Neighbours, block: tuple[jax.Array, jax.Array]) -> tuple[Neighbours, None]:
             other = block[0] + jnp.arange(columns)
             products = jnp.where((other == at[:, None]) | (other >= count), -jnp.inf, _dot(own, block[1]))
+            here, place = jax.lax.top_k(products, min(k, columns))
             # The best so far stand first, and have the lower rows: top_k takes the first of equals.
-            products = jnp.concatenate([best.products, products], axis=1)
+            products = jnp.concatenate([best.products, here], axis=1)
+            indices = jnp.concatenate([best.indices, place + block[0]], axis=1)
             products, place = jax.lax.top_k(products, k)
-            indices = jnp.concatenate([best.indices, jnp.broadcast_to(other, (rows, columns))], axis=1)
             return Neighbours(jnp.take_along_axis(indices, place, axis=1), products), None
 
         none = Neighbours(jnp.zeros((rows, k), jnp.int32), jnp.full((rows, k), -jnp.inf, x.dtype))

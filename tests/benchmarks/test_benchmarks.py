@@ -90,3 +90,28 @@ def test_mamba_grows_with_the_text_and_attention_with_its_square(tmp_path, capsy
     assert memory["mamba2"] < 2.2
     assert memory["llama"] > 3
     assert (tmp_path / "plot.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("torch", [False, pytest.param(True, marks=pytest.mark.parity)])
+def test_neighbours_in_blocks_race_all_of_them_with_the_same_score(torch, monkeypatch, capsys):
+    from mmjax.benchmarks import platonic
+
+    if torch:
+        pytest.importorskip("torch")
+    else:
+        monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(sys, "argv", ["platonic", "--rows=200", "--width=16", "--pairs=2"])
+    monkeypatch.setattr(platonic.os, "sched_setaffinity", lambda *_: None)
+    platonic.main()
+    out = capsys.readouterr().out
+    assert "\nblocks " in out
+    assert "\nN x N in JAX " in out  # printed only where the scores were equal
+    assert ("\nN x N in PyTorch not run: " in out) != torch
+
+
+def test_memory_of_all_pairs_is_seen():
+    from mmjax.benchmarks import platonic
+
+    if not platonic.CLEAR.exists():
+        pytest.skip("needs Linux")
+    assert 90 < platonic._peak(lambda: np.ones((5000, 5000), np.float32).sum()) < 200

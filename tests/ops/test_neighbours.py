@@ -63,7 +63,7 @@ def test_the_blocked_form_never_holds_all_products():
 
 def test_many_rows_choose_the_blocked_form(monkeypatch):
     monkeypatch.setattr(neighbours, "_reference", None)
-    found = neighbours.nearest(whole(30, 4), 3, columns=8)
+    found = neighbours.nearest(whole(30, 4), 3, rows=8)
     np.testing.assert_array_equal(found.indices, by_sorting(whole(30, 4), 3)[0])
 
 
