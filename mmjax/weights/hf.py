@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mmjax.weights import bert, clip, engine, files, gpt2, llama, mamba, mamba2, marian, open_clip, siglip, vit
+from mmjax.weights import bert, clip, engine, files, gguf, gpt2, llama, mamba, mamba2, marian, open_clip, siglip, vit
 from mmjax.weights.fields import Fields
 
 FAMILIES: dict[str, ModuleType] = {
@@ -111,7 +111,8 @@ def save_hf(folder: str | Path, model: nn.Module, variables: Mapping) -> None:
 def convert(source: str | Path, target: str | Path, *, to: str = "transformers") -> None:
     """Writes the checkpoint `source` as folder `target`, in the format `to`: transformers or open_clip.
 
-    source: a folder with config.json, or openai/CLIP's or open_clip's file or folder. Every number keeps its bits.
+    source: a folder with config.json, openai/CLIP's or open_clip's file or folder, or a GGUF file. Every number keeps
+    its bits; quantised ones become the float32 that they stand for.
     """
     writers = {"transformers": save_hf, "open_clip": open_clip.save_openai}
     if to not in writers:
@@ -119,10 +120,14 @@ def convert(source: str | Path, target: str | Path, *, to: str = "transformers")
     source = Path(source)
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist")
-    load = load_hf if (source / CONFIG).exists() else open_clip.load_openai
-    if source.is_dir() and load is not load_hf and not (source / open_clip.WEIGHTS).exists():
+    if source.suffix == ".gguf":
+        model, variables = gguf.load_gguf(source)
+    elif (source / CONFIG).exists():
+        model, variables = load_hf(source, dtype=None)
+    elif source.is_dir() and not (source / open_clip.WEIGHTS).exists():
         raise FileNotFoundError(f"{source} holds neither {CONFIG} nor {open_clip.WEIGHTS}")
-    model, variables = load(source, dtype=None)
+    else:
+        model, variables = open_clip.load_openai(source, dtype=None)
     if to == "open_clip" and not isinstance(model, clip.MODEL):
         raise ValueError(f"only a CLIP has a form of open_clip; {source} holds a {type(model).__name__}")
     writers[to](target, model, variables)
