@@ -21,6 +21,7 @@ RUNS = {
     "02_transformers": None,
     "03_llm_training": None,
     "04_mamba": None,
+    "07_platonic": None,
 }  # notebook -> the experiment whose run it looks at, if any
 
 
