@@ -44,6 +44,16 @@ def test_a_row_for_each_file_with_what_its_docstring_compares(tmp_path):
     assert len(lines) == 3
 
 
+def test_the_readme_has_one_row_for_each_live_comparison():
+    files = sorted((parity_table.ROOT / "tests").rglob("test_*_parity.py"))
+    assert len(files) >= 8
+    text = (parity_table.ROOT / "README.md").read_text(encoding="utf-8")
+    (rows,) = parity_table.TABLE.finditer(text)
+    found = [row.split(" | ")[0].removeprefix("| ") for row in rows[0].splitlines()[3:-1]]
+    hint = "make it anew: python tests/models/parity_table.py --write README.md"
+    assert sorted(found) == sorted(parity_table.subject(file) for file in files), hint
+
+
 def test_it_is_written_between_the_marks_only():
     assert parity_table.written("a\n<!-- parity -->\nold\n<!-- /parity -->\nb", "new\n") == (
         "a\n<!-- parity -->\nnew\n<!-- /parity -->\nb"
