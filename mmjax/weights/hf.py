@@ -24,13 +24,30 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mmjax.weights import bert, clip, engine, files, gguf, gpt2, llama, mamba, mamba2, marian, open_clip, siglip, vit
+from mmjax.weights import (
+    bert,
+    clip,
+    dinov2,
+    engine,
+    files,
+    gguf,
+    gpt2,
+    llama,
+    mamba,
+    mamba2,
+    marian,
+    open_clip,
+    siglip,
+    vit,
+)
 from mmjax.weights.fields import Fields
 
 FAMILIES: dict[str, ModuleType] = {
     "clip": clip,
     "siglip": siglip,
     "vit": vit,
+    "dinov2": dinov2,
+    "dinov2_with_registers": dinov2,
     "bert": bert,
     "gpt2": gpt2,
     "llama": llama,

@@ -1,4 +1,4 @@
-"""DINO next to lightly's DINOLoss and DINOProjectionHead, live: random sizes, logits and weights."""
+"""DINO next to lightly's DINOLoss and DINOProjectionHead and transformers' ViTModel, live: random sizes and weights."""
 
 import jax
 import lightly_files
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from closeness import close, close_trees
 
+from mmjax import weights
 from mmjax.models import dino
 
 torch = pytest.importorskip("torch", reason="needs the [parity] extra")
@@ -66,3 +67,27 @@ def test_head_and_its_gradients(seed):
     close("logits", logits, out.detach().numpy(), relative=1e-5)
     close_trees(found[0], tree(lambda p: p.grad), relative=1e-4)
     close("gradient of the features", found[1], inputs.grad.numpy(), relative=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_features_and_attention_of_a_folder_of_transformers(tmp_path, seed):
+    """DINO's hub folders hold a ViTModel without a pooler."""
+    transformers, rng = pytest.importorskip("transformers"), np.random.default_rng(seed)
+    config = transformers.ViTConfig(
+        hidden_size=24, num_hidden_layers=2 + seed, num_attention_heads=3, intermediate_size=31, image_size=20,
+        patch_size=5, attn_implementation="eager",
+    )  # fmt: skip
+    theirs = transformers.ViTModel(config, add_pooling_layer=False).eval()
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            p.copy_(torch.randn(p.shape) * 0.2 + ("layernorm" in name and name.endswith("weight")))
+    theirs.save_pretrained(tmp_path)
+    model, variables = weights.load_hf(tmp_path)
+    images = rng.normal(size=(3, 20, 20, 3)).astype(np.float32)
+    with torch.no_grad():
+        out = theirs(torch.tensor(images.transpose(0, 3, 1, 2)), output_attentions=True)
+    features = jax.jit(model.apply)(variables, images)
+    attention = jax.jit(lambda images: dino.class_attention(model.config, variables["params"], images))(images)
+    close("features", features.pooler_output, out.last_hidden_state[:, 0].numpy(), relative=1e-5)
+    close("attention", attention, out.attentions[-1][:, :, 0, 1:].numpy(), relative=1e-5)

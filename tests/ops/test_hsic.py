@@ -74,7 +74,7 @@ def test_from_features(unbiased):
     np.testing.assert_allclose(found, wanted("linear", unbiased), rtol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5, 22, 23, 24, 1000])
+@pytest.mark.parametrize("rows", [1, 5, 1000])
 def test_blocks_of_any_size(kernel, unbiased, rows):
     x, y = jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32)
     found = hsic.streamed(x, y, KERNELS[kernel], unbiased=unbiased, rows=rows)
