@@ -129,8 +129,10 @@ def pictures(here):
     return [row["text"] for row in rows if row["text"] != "again"]
 
 
-def randomly(variables):
-    return jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape), variables)
+def random(model, *inputs):
+    """Parameters without running, or compiling, the model."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    return jax.tree.map(lambda x: 0.3 * RNG.normal(size=x.shape).astype(np.float32), shapes)
 
 
 @pytest.fixture
@@ -138,7 +140,7 @@ def sentences(here, pictures):
     """A BERT's folder."""
     tokenizer = wordpiece.train(pictures * 3, 60)
     model = bert.BERT(bert.BERTConfig(64, 16, width=8, depth=2, num_heads=2, hidden=16))
-    variables = randomly(jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8), int)))
+    variables = random(model, np.zeros((1, 8), int))
     weights.save_hf(here / "bert", model, variables)
     tokenizer.save(here / "bert" / "vocab.txt")
     return model, variables, tokenizer
@@ -170,7 +172,7 @@ def test_a_run_encodes_the_emoji_pack(here, monkeypatch):
     vision = clip.vit.ViTConfig(32, 16, width=8, depth=2, num_heads=2, hidden=16)
     text = clip.TextConfig(emoji.tokenizer().vocab_size, 24, width=12, depth=1, num_heads=2, hidden=16)
     model = clip.CLIP(clip.CLIPConfig(vision, text, embed_dim=4))
-    variables = randomly(jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3)), np.zeros((1, 24), int)))
+    variables = random(model, np.zeros((1, 32, 32, 3)), np.zeros((1, 24), int))
     experiment = types.SimpleNamespace(data=emoji.EmojiData(), task=types.SimpleNamespace(model=model, serve="params"))
     (here / "run").mkdir()
     monkeypatch.setattr(run_folder, "is_run", lambda path: path == Path("run"))

@@ -16,9 +16,10 @@ Raghu et al. 2017, arXiv:1706.05806.
     cknna              unbiased CKA that counts only pairs that are near on both sides; swapped sides differ a little
     svcca              do the directions of most variance correlate?
 
-All are 1 for a side and itself, at most 1, and do not change if a side is rotated or its rows are scaled together
-(SVCCA sees columns, which a rotation mixes). What independent sides score depends on N, k and widths, so that a score
-means nothing alone: `platonic_null` says what chance gives. N rows, the same on both sides, D E widths, L M layers.
+All are at most 1, and 1 for a side and itself (but cycle_knn: a row that none of its neighbours has as a neighbour is
+not come back to). They do not change if a side is rotated or its rows are scaled together (SVCCA sees columns, which a
+rotation mixes). What independent sides score depends on N, k and widths, so that a score means nothing alone:
+`platonic_null` says what chance gives. N rows, the same on both sides, D E widths, L M layers.
 """
 
 import dataclasses

@@ -13,7 +13,7 @@ from mmjax.evals import platonic, platonic_official
 GOLDEN = np.load(Path(__file__).parents[1] / "goldens" / "platonic.npz")
 CASES = ("waves", "narrow", "wide")
 RNG = np.random.default_rng(0)
-METRICS = platonic.metrics(k=4, dim=3)
+METRICS = platonic.metrics(k=3, dim=5)  # as some of the golden ones, so that little is compiled
 NAMES = [metric.name for metric in METRICS]
 
 
@@ -21,7 +21,7 @@ def sides(case):
     return [platonic.unit(jnp.asarray(GOLDEN[f"{case}/{side}"])) for side in "ab"]
 
 
-def features(rows=30, widths=(7, 12), seed=0, noise=0.5):
+def features(rows=64, widths=(7, 12), seed=0, noise=0.5):
     """Two views of one latent."""
     rng = np.random.default_rng(seed)
     latent = rng.normal(size=(rows, 5))
@@ -136,7 +136,7 @@ def test_the_best_pair_of_layers_is_the_originals(way, exact):
 
 def test_official_search_begins_at_zero_ours_does_not():
     x, y = (platonic.prepare(GOLDEN[f"apart/{side}"], 1.0) for side in "xy")
-    scores = platonic.layer_scores(platonic_official.metrics(3, 2)[5], x, y)
+    scores = platonic.layer_scores(platonic_official.metrics(3)[5], x, y)
     assert scores.max() < 0
     assert platonic_official.best(scores) == (0.0, None)
     assert float(GOLDEN["apart/score"]) == 0
@@ -158,7 +158,7 @@ def test_half_precision_rounds_as_the_original_and_scores_about_the_same():
 
 
 def test_scores_of_layers_are_those_of_pairs():
-    x, y = features(), features(widths=(5, 6, 9), seed=1)
+    x, y = features(), features(widths=(7, 12, 7), seed=1)
     for metric in METRICS:
         found = platonic.layer_scores(metric, x, y)
         assert found.shape == (2, 3)
@@ -170,9 +170,15 @@ def test_scores_of_layers_are_those_of_pairs():
 
 @pytest.mark.parametrize("metric", METRICS, ids=NAMES)
 def test_a_side_and_itself_score_most(metric):
-    (x, y) = features()
-    assert float(metric(x, x)) == pytest.approx(1, abs=1e-5)
-    assert float(metric(x, y)) < 0.999
+    x, y = features()
+    if metric.name.startswith("cycle"):  # a row that none of its neighbours has as a neighbour is not come back to
+        lists = np.asarray(metric.view(x).indices)
+        wanted = np.mean([any(i in lists[j] for j in lists[i]) for i in range(len(x))])
+        assert wanted < 1
+    else:
+        wanted = 1
+    assert float(metric(x, x)) == pytest.approx(wanted, abs=1e-5)
+    assert float(metric(x, y)) < wanted
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=NAMES)
@@ -182,7 +188,7 @@ def test_rows_may_be_permuted_together_and_features_rotated_mirrored_and_scaled(
     order = RNG.permutation(len(x))
     assert float(metric(x[order], y[order])) == pytest.approx(score, abs=2e-5)
     # SVCCA gives each column deviation 1 first, and columns are what a rotation mixes.
-    turn = np.linalg.qr(RNG.normal(size=(12, 12)))[0] if metric.view != platonic.Principal(3) else np.eye(12)[::-1]
+    turn = np.linalg.qr(RNG.normal(size=(12, 12)))[0] if metric.view != platonic.Principal(5) else np.eye(12)[::-1]
     turned = platonic.prepare(7.5 * np.asarray(y) @ turn, 1.0)[0]
     assert float(metric(x, turned)) == pytest.approx(score, abs=2e-5)
     assert abs(float(metric(x, y[order])) - score) > 0.01
@@ -192,18 +198,18 @@ def test_rows_may_be_permuted_together_and_features_rotated_mirrored_and_scaled(
 def test_which_side_is_which_matters_to_cycles_and_a_little_to_cknna(metric):
     x, y = features(seed=3, noise=1.0)
     difference = abs(float(metric(x, y)) - float(metric(y, x)))
-    low, high = {"cycle_knn": (0.01, 1), "cknna": (1e-4, 0.03)}.get(metric.name.split("@")[0], (0, 1e-5))
+    low, high = {"cycle_knn": (0.01, 1), "cknna": (1e-5, 0.03)}.get(metric.name.split("@")[0], (0, 1e-5))
     assert low <= difference <= high
 
 
 def test_metrics_as_values_and_as_functions_agree():
     x, y = features()
     functions = {
-        "mutual_knn": lambda: platonic.mutual_knn(x, y, 4), "cycle_knn": lambda: platonic.cycle_knn(x, y, 4),
-        "lcs_knn": lambda: platonic.lcs_knn(x, y, 4), "edit_distance_knn": lambda: platonic.edit_distance_knn(x, y, 4),
-        "cknna": lambda: platonic.cknna(x, y, 4), "unbiased_cka": lambda: platonic.cka(x, y, unbiased=True),
+        "mutual_knn": lambda: platonic.mutual_knn(x, y, 3), "cycle_knn": lambda: platonic.cycle_knn(x, y, 3),
+        "lcs_knn": lambda: platonic.lcs_knn(x, y, 3), "edit_distance_knn": lambda: platonic.edit_distance_knn(x, y, 3),
+        "cknna": lambda: platonic.cknna(x, y, 3), "unbiased_cka": lambda: platonic.cka(x, y, unbiased=True),
         "cka": lambda: platonic.cka(x, y), "rbf_cka": lambda: platonic.cka(x, y, sigma=1.0),
-        "svcca": lambda: platonic.svcca(x, y, 3),
+        "svcca": lambda: platonic.svcca(x, y, 5),
     }  # fmt: skip
     assert [name.split("@")[0] for name in NAMES] == list(functions)
     for metric, function in zip(METRICS, functions.values(), strict=True):
@@ -222,16 +228,16 @@ def test_cka_of_wide_features_is_that_of_narrow_ones():
 
 def test_cknna_of_all_neighbours_is_unbiased_cka():
     x, y = features()
-    assert float(platonic.cknna(x, y, 29)) == pytest.approx(float(platonic.cka(x, y, unbiased=True)), abs=1e-6)
+    assert float(platonic.cknna(x, y, 63)) == pytest.approx(float(platonic.cka(x, y, unbiased=True)), abs=1e-6)
 
 
 def test_copies_of_a_row_are_neighbours_in_the_order_of_rows():
     """Documented: of equal inner products the lower row comes first, so with copies the order of rows matters."""
     x, y = features()
-    x = jnp.repeat(x[:3], 10, axis=0)
-    assert float(platonic.mutual_knn(x, x, 4)) == 1
-    order = np.random.default_rng(0).permutation(30)
-    assert abs(float(platonic.mutual_knn(x, y, 4)) - float(platonic.mutual_knn(x[order], y[order], 4))) > 0.01
+    x = jnp.repeat(x[:4], 16, axis=0)
+    assert float(platonic.mutual_knn(x, x, 3)) == 1
+    orders = [np.random.default_rng(seed).permutation(64) for seed in range(5)]
+    assert len({float(platonic.mutual_knn(x[order], y[order], 3)) for order in orders}) > 1
 
 
 @pytest.mark.parametrize(
@@ -259,7 +265,7 @@ def test_a_metric_compiles_once():
     x, y = features()
     METRICS[0](x, y)
     compiled = platonic._compare._cache_size()
-    dataclasses.replace(platonic.metrics(4, 3)[0])(x, y)
+    dataclasses.replace(platonic.metrics(3, 5)[0])(x, y)
     assert platonic._compare._cache_size() == compiled
 
 

@@ -15,7 +15,7 @@ NAMES = [metric.name for metric in METRICS]
 CHEAP = (METRICS[0], METRICS[5])  # mutual_knn and unbiased_cka
 
 
-def independent(seed, rows=24, widths=(6, 9)):
+def independent(seed, rows=40, widths=(7, 12)):
     keys = jax.random.split(jax.random.key(seed), len(widths))
     return [platonic.unit(jax.random.normal(key, (rows, width))) for key, width in zip(keys, widths, strict=True)]
 
@@ -27,24 +27,24 @@ def related(seed, rows=40, noise=0.5, widths=(7, 12)):
     return [platonic.unit(jnp.asarray(view, jnp.float32)) for view in views]
 
 
-def some_orders(rows, count=20, seed=0):
+def some_orders(rows=40, count=39, seed=0):  # one shape for most tests: each compiles anew
     return platonic_null.orders(jax.random.key(seed), rows, count)
 
 
 def test_orders_hold_every_row_once_and_differ():
-    found = np.asarray(some_orders(9, 30))
-    np.testing.assert_array_equal(np.sort(found, axis=1), np.tile(np.arange(9), (30, 1)))
-    assert len(np.unique(found, axis=0)) == 30
-    assert np.ptp(found.mean(axis=0)) < 4  # no place prefers some rows
+    found = np.asarray(some_orders())
+    np.testing.assert_array_equal(np.sort(found, axis=1), np.tile(np.arange(40), (39, 1)))
+    assert len(np.unique(found, axis=0)) == 39
+    assert np.ptp(found.mean(axis=0)) < 12  # no place prefers some rows: means of 39 numbers around 19.5
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=NAMES)
 def test_permuting_a_view_is_permuting_rows(metric):
     x, y = related(0)
-    orders = some_orders(40, 3)
+    orders = some_orders()
     a, b = (platonic.views(metric.view, [side]) for side in (x, y))
     found = platonic_null.null_scores(metric.compare, a, b, orders)
-    np.testing.assert_allclose(found, [metric(x, y[order]) for order in orders], rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(found[:4], [metric(x, y[order]) for order in orders[:4]], rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["mutual_knn", "unbiased_cka"])
@@ -81,8 +81,8 @@ def p_values(metrics, repeats, layers=1):
     """[repeats, metrics] p of sides that are independent."""
     found = []
     for seed in range(repeats):
-        sides = independent(seed, widths=(6,) * layers + (9,) * layers)
-        orders = some_orders(24, 39, seed)
+        sides = independent(seed, widths=(7,) * layers + (12,) * layers)
+        orders = some_orders(seed=seed)
         rows = platonic_null.measure(metrics, sides[:layers], sides[layers:], orders)
         found.append([row.p for row in rows])
     return np.array(found)
@@ -103,8 +103,8 @@ def test_the_null_of_the_maximum_pays_for_the_search():
     """Three by three layers of noise: the best pair passes the null of one pair too often, and its own as it should."""
     metric, naive, fair = METRICS[5], [], []
     for seed in range(60):
-        sides = independent(seed, widths=(6, 6, 6, 9, 9, 9))
-        orders = some_orders(24, 39, seed)
+        sides = independent(seed, widths=(7, 7, 7, 12, 12, 12))
+        orders = some_orders(seed=seed)
         (best,) = platonic_null.measure([metric], sides[:3], sides[3:], orders)
         i, j = best.pair
         (alone,) = platonic_null.measure([metric], [sides[i]], [sides[3 + j]], orders)
@@ -117,33 +117,33 @@ def test_the_null_of_the_maximum_pays_for_the_search():
 
 
 def test_related_sides_are_found_and_scores_are_above_the_threshold():
-    rows = platonic_null.measure(METRICS, [related(0)[0]], [related(0)[1]], some_orders(40, 99))
+    rows = platonic_null.measure(METRICS, [related(0)[0]], [related(0)[1]], some_orders())
     assert [row.metric.name for row in rows] == NAMES
     for row in rows:
-        assert row.p == 1 / 100, row.metric.name
+        assert row.p == 1 / 40, row.metric.name
         assert row.pair == (0, 0)
         assert row.score == pytest.approx(row.last)
-        assert row.null.shape == (99,)
+        assert row.null.shape == (39,)
         assert 0 < row.calibrated < row.score <= 1 or row.metric.name == "svcca@3"
 
 
 def test_mutual_neighbours_of_independent_sides_are_shared_at_chance():
-    row = platonic_null.measure(METRICS[:1], *([side] for side in independent(0, 40)), some_orders(40, 300))[0]
-    assert row.null.mean() == pytest.approx(4 / 39, abs=0.004)
+    row = platonic_null.measure(METRICS[:1], *([side] for side in independent(0)), some_orders())[0]
+    assert row.null.mean() == pytest.approx(4 / 39, abs=0.015)  # four deviations of the mean
 
 
 def test_biased_cka_of_wide_noise_is_high_and_its_null_says_so():
     x, y = independent(0, 40, (400, 300))
-    biased, unbiased = (platonic_null.measure([METRICS[i]], [x], [y], some_orders(40, 50))[0] for i in (6, 5))
+    biased, unbiased = (platonic_null.measure([METRICS[i]], [x], [y], some_orders())[0] for i in (6, 5))
     assert biased.score > 0.8
     assert biased.calibrated < 0.05
     assert abs(unbiased.score) < 0.1
 
 
 def test_expected_cka_is_the_mean_over_orders():
-    x, y = related(1, 20)
-    (row,) = platonic_null.measure([METRICS[6]], [x], [y], some_orders(20, 400))
-    assert float(platonic_null.expected_cka(x, y)) == pytest.approx(row.null.mean(), abs=float(row.null.std()) / 5)
+    x, y = related(1)
+    (row,) = platonic_null.measure([METRICS[6]], [x], [y], some_orders())
+    assert float(platonic_null.expected_cka(x, y)) == pytest.approx(row.null.mean(), abs=float(row.null.std()) * 0.6)
     wide = independent(0, 128, (256, 256))
     assert float(platonic_null.expected_cka(*wide)) == pytest.approx(256 / (256 + 128), abs=0.02)
 
@@ -152,10 +152,10 @@ def test_orders_that_move_rows_together_keep_their_ties():
     """Two copies of each row: free orders part them, and call the copies alignment; orders of pairs do not."""
     x, y = (jnp.repeat(side, 2, axis=0) + 1e-3 * side.mean() for side in independent(5, 20))
     x, y = (z + 0.01 * jax.random.normal(jax.random.key(i), z.shape) for i, z in enumerate((x, y)))
-    free = some_orders(40, 99)
-    together = (2 * some_orders(20, 99)[:, :, None] + jnp.arange(2)).reshape(99, 40)
+    free = some_orders()
+    together = (2 * some_orders(20)[:, :, None] + jnp.arange(2)).reshape(39, 40)
     by_chance, fairly = (platonic_null.measure(METRICS[:1], [x], [y], orders)[0].p for orders in (free, together))
-    assert by_chance == 1 / 100
+    assert by_chance == 1 / 40
     assert fairly > 0.05
 
 
@@ -185,12 +185,12 @@ def related_rows(seed, rows=60):
 
 
 def test_warnings_speak_where_rows_are_few():
-    few = independent(0, 30, (100, 80))
+    few = independent(0, 40, (400, 300))
     said = platonic_null.warnings([few[0]], [few[1]], k=4)
     assert len(said) == 2
-    assert said[0].startswith("30 rows are few for widths 100 and 80: between the last layers cka is 0.7")
-    assert said[1].startswith("k = 4 is 14% of 30 rows")
-    enough = independent(0, 300, (6, 9))
+    assert said[0].startswith("40 rows are few for widths 400 and 300: between the last layers cka is 0.9")
+    assert said[1].startswith("k = 4 is 10% of 40 rows")
+    enough = independent(0, 300)
     assert platonic_null.warnings([enough[0]], [enough[1]], k=4) == []
     (search,) = platonic_null.warnings(enough[:1], [enough[1], enough[1]], k=4)
     assert search.startswith("scores are the best of 2 pairs of layers")
@@ -198,12 +198,12 @@ def test_warnings_speak_where_rows_are_few():
 
 def test_mistakes_are_said(monkeypatch):
     x, y = independent(0)
-    with pytest.raises(ValueError, match=r"of the same rows, got \[24\] and \[5, 25\]"):
-        platonic_null.measure(METRICS, [x], [y], some_orders(25, 5))
+    with pytest.raises(ValueError, match=r"of the same rows, got \[40\] and \[39, 25\]"):
+        platonic_null.measure(METRICS, [x], [y], some_orders(25))
     with pytest.raises(ValueError, match="same rows, got"):
-        platonic_null.measure(METRICS, [x], [y[:20]], some_orders(24, 5))
+        platonic_null.measure(METRICS, [x], [y[:20]], some_orders())
     with pytest.raises(ValueError, match="draws must be at least 2 and level between 0 and 1, got 1 and"):
         platonic_null.interval(METRICS[0], x, y, jax.random.key(0), draws=1)
     monkeypatch.setattr(platonic_null, "LARGEST_KERNEL", 20)
-    with pytest.raises(ValueError, match="unbiased_cka needs all 24 x 24 similarities for its null; at most 20 rows"):
-        platonic_null.measure(METRICS[5:6], [x], [y], some_orders(24, 5))
+    with pytest.raises(ValueError, match="unbiased_cka needs all 40 x 40 similarities for its null; at most 20 rows"):
+        platonic_null.measure(METRICS[5:6], [x], [y], some_orders())
