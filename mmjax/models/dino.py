@@ -31,6 +31,7 @@ from mmjax.nn.norms import LayerNorm
 from mmjax.nn.outputs import Aux
 from mmjax.nn.stack import Compute
 from mmjax.ops import images as image_ops
+from mmjax.ops import sharding
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1]
 FLOAT32 = Compute()
@@ -185,6 +186,12 @@ def class_attention(c: vit.ViTConfig, params: dict, images: jax.Array, compute: 
 # --- modules
 
 
+def whole(x: jax.Array) -> jax.Array:  # [... D]
+    """Keeps D together on a mesh. Between two kernels that are both split as (fsdp, tensor), XLA (jax 0.10.2) wants
+    the gradient split as ((data, fsdp), tensor), and computes a wrong product of that form on a mesh with all three."""
+    return sharding.constrain(x, *[sharding.ANY] * (x.ndim - 1), None)
+
+
 class Head(nn.Module):
     """Section 3.2: three layers, length 1, and as many prototypes of length `gain` to compare with."""
 
@@ -194,8 +201,8 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [... D] -> [... K] float32
         c = self.config
-        x = gelu(Linear(c.hidden, True, self.dtype, normal, name="up")(x))
-        x = gelu(Linear(c.hidden, True, self.dtype, normal, name="transform")(x))
+        x = whole(gelu(Linear(c.hidden, True, self.dtype, normal, name="up")(x)))
+        x = whole(gelu(Linear(c.hidden, True, self.dtype, normal, name="transform")(x)))
         x = Linear(c.bottleneck, True, self.dtype, normal, name="down")(x).astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, -1, keepdims=True), 1e-24))
         return Prototypes(c.prototypes, self.dtype, name="prototypes")(x)

@@ -4,12 +4,14 @@ The mesh is the ambient one (`jax.set_mesh`). Without it everything here asks fo
 """
 
 import math
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, PartitionSpec
 
 DATA, FSDP, TENSOR, SEQUENCE = "data", "fsdp", "tensor", "sequence"
 BATCH = (DATA, FSDP)  # what the batch axis is split over
+ANY = PartitionSpec.UNCONSTRAINED  # for `constrain`: the compiler may choose
 
 
 def axes(*names: str) -> tuple[str, ...]:
@@ -28,11 +30,11 @@ def shards(*names: str) -> int:
     return math.prod(mesh.shape[name] for name in axes(*names))
 
 
-def constrain(x: jax.Array, *spec: str | tuple[str, ...] | None) -> jax.Array:
+def constrain(x: jax.Array, *spec: Any) -> jax.Array:
     """Asks for `x` to lie as `spec` says, axis by axis: `constrain(x, BATCH, None, TENSOR)`. Names that the mesh lacks
-    are left out; without a mesh, `x` is returned as it is."""
+    are left out, None keeps an axis whole; without a mesh, `x` is returned as it is."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not any(kind == AxisType.Auto for kind in mesh.axis_types):
         return x
-    named = [axes(*((one,) if isinstance(one, str) else one or ())) for one in spec]
+    named = [one if one is ANY else axes(*((one,) if isinstance(one, str) else one or ())) for one in spec]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*[names or None for names in named]))

@@ -15,8 +15,7 @@ from mmjax.parallel.mesh import MeshShape
 from mmjax.train import overrides
 
 FILE = Path(__file__).parents[2] / "experiments" / "dinov2_emoji.py"
-OPEN = pytest.mark.xfail(reason="gradients differ on a mesh with a tensor axis: not yet understood", strict=True)
-MESHES = [MeshShape(data=8), pytest.param(MeshShape(data=2, fsdp=2, tensor=2), marks=OPEN)]
+MESHES = [MeshShape(data=8), MeshShape(data=2, fsdp=2, tensor=2)]
 
 
 @pytest.fixture(scope="module")

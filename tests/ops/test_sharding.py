@@ -29,6 +29,17 @@ def test_constrain_places_each_axis_and_leaves_out_names_the_mesh_lacks(mesh):
     np.testing.assert_array_equal(y, x)
 
 
+def test_any_leaves_an_axis_where_it_lies(mesh):
+    """Also one that does not divide: a constraint of BATCH would refuse 3 rows on 4 shards."""
+    x = jax.device_put(jnp.arange(4.0 * 8).reshape(4, 8), NamedSharding(mesh, PartitionSpec("data", "tensor")))
+    together = jax.jit(lambda x: sharding.constrain(x, sharding.ANY, None))
+    with jax.set_mesh(mesh):
+        y, odd = together(x), together(jnp.ones((3, 8)))
+    assert y.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec("data", None)), 2)
+    np.testing.assert_array_equal(y, x)
+    assert odd.shape == (3, 8)
+
+
 def test_shards_multiplies_the_axes_that_are_there(mesh):
     with jax.set_mesh(mesh):
         assert sharding.shards(*sharding.BATCH) == 4
