@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def assert_two_processes_train_what_one_trains(file: Path, folder: Path, seconds
         address = f"127.0.0.1:{server.getsockname()[1]}"
 
     def start(name, devices, *arguments):
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags = re.sub(r"(?<=device_count=)\d+", str(devices), os.environ["XLA_FLAGS"])  # what conftest.py says, else
         command = [sys.executable, "-m", "mmjax", "train", str(file), "--size", "tiny", "--set", "steps=4"]
         return subprocess.Popen(
             [*command, "--workdir", str(folder / name), *arguments], stdout=subprocess.PIPE, text=True,

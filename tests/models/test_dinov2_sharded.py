@@ -62,7 +62,6 @@ def test_sinkhorn_knopp_of_a_mesh_moves_a_number_for_each_prototype_and_no_logit
     assert all(np.prod([int(n) for n in shape.split(",") if n], dtype=int) <= prototypes for shape, _ in moved)
 
 
-@pytest.mark.skip(reason="open: not yet seen to end within its limit")
 @pytest.mark.multiprocess
 def test_two_processes_train_what_one_trains(tmp_path):
     sharded_steps.assert_two_processes_train_what_one_trains(FILE, tmp_path)
