@@ -2,7 +2,8 @@
 
 tiny    seconds: does everything once, learns nothing
 small   an estimated 7 minutes on 2 CPU cores, then k-NN and linear probes of Twemoji's subgroups, where its class token
-        looks, and which patches a probe takes for an object (numbers: README)
+        looks, and which patches a probe takes for an object (numbers: README). Untrained, the same network has 0.18 by
+        k-NN, 0.20 by linear probe, and an intersection over union of 0.20 by attention and 0.29 by patches
 paper   ViT-S/16 at 224 pixels, 300 epochs of ImageNet-1k in global batches of 1,024 (facebookresearch/dino, README,
         "boosting DINO performance": 73.3 % k-NN there): for `mmjax plan` and pods
 """
@@ -47,12 +48,12 @@ def tiny() -> Experiment:
 
 
 def small() -> Experiment:
-    steps, epoch = 1_200, 118
+    steps, epoch = 1_400, 118
     config = dataclasses.replace(dino.small(), epoch=epoch, compute=Compute(unroll=True))
     # Scenes twice as large as the views, so that attention has 8 x 8 places and objects are as large as in training.
     data = EmojiViews(multicrop.MultiCrop(global_size=32, local_size=16, local_count=4), scene_size=64)
     adamw = optim.CosineAdamW(1e-3, warmup=epoch, frozen_steps=epoch)
-    every = {"save_every": 400, "eval_every": 400, "log_every": 20}
+    every = {"save_every": 500, "eval_every": 500, "log_every": 20}
     return Experiment(task(dino.DINO(config), 0.98, steps), data, adamw, steps, batch_size=64, **every)
 
 

@@ -1,7 +1,7 @@
 """DINOv2 on the emoji pack: as dino_emoji, and the student also has to say what hides behind its masks.
 
 tiny    seconds: does everything once, learns nothing
-small   an estimated 8 minutes on 2 CPU cores, then the numbers of dino_emoji (README)
+small   an estimated 7 minutes on 2 CPU cores, then the numbers of dino_emoji (README)
 paper   ViT-g/14 at 224 pixels, 625,000 steps of global batches of 3,072 (facebookresearch/dinov2, train/vitg14.yaml;
         83.5 % k-NN on ImageNet-1k there): for `mmjax plan` and pods
 """
@@ -61,7 +61,7 @@ def tiny() -> Experiment:
 
 
 def small() -> Experiment:
-    steps, epoch = 1_000, 118
+    steps, epoch = 1_100, 118
     config = dataclasses.replace(dinov2.small(), ramp=3 * epoch, compute=Compute(unroll=True))
     crops = multicrop.dinov2(global_size=32, local_size=16, local_count=4)
     # Scenes twice as large as the views, so that attention has 8 x 8 places and objects are as large as in training.

@@ -86,7 +86,7 @@ class Attention:
             scores.append(iou(found, wanted[:, None]).mean(0))
         best = int(np.argmax(scores[0]))
         sheet = maps(scene.images, attention, wanted, "objects")
-        caption = f"Where the class token looks, head by head; head {best + 1} fits the training split best."
+        caption = f"Where the class token looks; head {best + 1} is measured."
         return Result(
             scored(f"{self.split}/attention_iou", found[:, best], wanted),
             {f"{self.split} attention": pictures.captioned(sheet, caption)},
@@ -134,12 +134,10 @@ class PatchProbe:
         found = as_pixels(scores[..., 1] > scores[..., 0], size)
         limit = as_pixels(shares(wanted, y.shape[1]) > 0.5, size)
         metrics = scored(name, found, wanted) | {f"{name}_limit": float(iou(limit, wanted).mean())}
-        rows = [
-            [test.images[b], *(pictures.heat(x[b].astype(float)) for x in (wanted, found))]
-            for b in features.spread(len(found), SHOWN)
-        ]
-        sheet = pictures.contact_sheet(rows, ["picture", "objects", "found"])
-        caption = "Patches that a linear probe takes for a part of an object."
+        shown = features.spread(len(found), SHOWN)
+        rows = [test.images[shown], *([pictures.heat(x[b].astype(float)) for b in shown] for x in (wanted, found))]
+        sheet = pictures.contact_sheet(rows, [""] * len(shown))
+        caption = "Scenes, their objects, and the patches that a linear probe takes for a part of one."
         return Result(metrics, {f"{self.split} patches": pictures.captioned(sheet, caption)})
 
 
