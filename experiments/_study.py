@@ -1,0 +1,78 @@
+"""Studies: measurements that look at several trained runs and train nothing themselves.
+
+    runs/clip_emoji-small, runs/dino_emoji-small -load-> models -study-> runs/STUDY/report.html, results.jsonl
+
+`python -m experiments._encoders --help` and its like say which runs a study reads and which command trains them.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from mmjax.nn.outputs import Result
+from mmjax.report import page
+from mmjax.train import checkpoint, logging, run_folder
+
+RECORDS = Path("experiments/results.jsonl")
+
+
+class Trained(NamedTuple):
+    """What evals take of a run: eval(*trained, rng)."""
+
+    model: Any
+    variables: Any
+    data: Any
+
+
+def load(run: str | Path) -> Trained:
+    """A run folder's newest whole checkpoint, with the data that its evals read."""
+    if not run_folder.is_run(Path(run)):
+        raise FileNotFoundError(f"{run} is no run folder; train it first: python -m experiments._chapters vision")
+    experiment = run_folder.rebuild(run)
+    return Trained(experiment.task.model, checkpoint.load_variables(Path(run), experiment.task.serve), experiment.data)
+
+
+def untrained(run: str | Path) -> Trained:
+    """The same network as in a run folder, before its first step."""
+    experiment = run_folder.rebuild(run)
+    batch = next(iter(experiment.data.batches(2, experiment.seed)))
+    variables = experiment.task.init(experiment.task.model, jax.random.key(experiment.seed), batch, {})
+    return Trained(experiment.task.model, variables, experiment.data)
+
+
+def main(stem: str, about: str, measure: Callable[[Path, str], Result], arguments: Sequence[str] | None = None) -> None:
+    """Runs `measure(folder of the runs, their size)`, prints what it found and writes it down."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs are (default: %(default)s)")
+    parser.add_argument("--size", default="small", help="which size of them (default: %(default)s)")
+    parser.add_argument("--record", action="store_true", help=f"add the numbers to {RECORDS}")
+    asked = parser.parse_args(arguments)
+    if asked.record:
+        run_folder.can_record(RECORDS)
+    begin = time.monotonic()
+    found = measure(asked.runs, asked.size)
+    seconds = round(time.monotonic() - begin, 1)
+    for name, value in found.metrics.items():
+        if not name.endswith(page.CHANCE):
+            print(f"{name:60} {page.number(value)}")
+    print(write(asked.runs / f"{stem}-{asked.size}", about, found))
+    if asked.record:
+        line = {"stem": stem, "size": asked.size, "overrides": [], "seed": 0, "commit": run_folder.commit(), "steps": 0}
+        line |= {"devices": f"{jax.device_count()} x {jax.devices()[0].platform}", "seconds": seconds}
+        run_folder.append(RECORDS, {**line, "metrics": dict(found.metrics), "judge": None})
+
+
+def write(folder: Path, about: str, found: Result) -> Path:
+    """A folder with a report, as a run has one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"about": about.splitlines()[0], "devices": f"{jax.device_count()} x {jax.devices()[0].platform}"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with logging.Writers(folder, 0, 0, config, primary=True, wandb=False) as writers:
+        writers.write(logging.EVALS, 0, found.metrics)
+        writers.pictures(0, found.pictures)
+    return page.write(folder)
