@@ -112,7 +112,8 @@ def test_positions_are_resized_as_each_library_does(library):
     for name in cases:
         rows, columns = (int(x) for x in name.split("_")[-2:])
         resized = LIBRARIES[library](table[1:].reshape(7, 7, 3), rows, columns)
-        np.testing.assert_allclose(resized.reshape(-1, 3), stored[name][1:], atol=2e-6, err_msg=name)
+        # Values up to 2.5, sums of 16 in an order that versions of XLA choose; rules differ by 0.02 and more.
+        np.testing.assert_allclose(resized.reshape(-1, 3), stored[name][1:], atol=1e-5, err_msg=name)
         np.testing.assert_array_equal(stored[name][0], table[0])
 
 
