@@ -8,7 +8,7 @@
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,8 +45,11 @@ def untrained(run: str | Path) -> Trained:
     return Trained(experiment.task.model, variables, experiment.data)
 
 
-def main(stem: str, about: str, measure: Callable[[Path, str], Result], arguments: Sequence[str] | None = None) -> None:
-    """Runs `measure(folder of the runs, their size)`, prints what it found and writes it down."""
+def main(
+    stem: str, about: str, measure: Callable[[Path, str], Mapping[str, Result]], arguments: Sequence[str] | None = None
+) -> None:
+    """Runs `measure(folder of the runs, their size)`, and prints and writes down what it found: {row: Result}, each a
+    line of the records and a row of the README's table. Rows that are measured alike have metrics of the same names."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs are (default: %(default)s)")
     parser.add_argument("--size", default="small", help="which size of them (default: %(default)s)")
@@ -57,22 +60,29 @@ def main(stem: str, about: str, measure: Callable[[Path, str], Result], argument
     begin = time.monotonic()
     found = measure(asked.runs, asked.size)
     seconds = round(time.monotonic() - begin, 1)
-    for name, value in found.metrics.items():
-        if not name.endswith(page.CHANCE):
-            print(f"{name:60} {page.number(value)}")
+    for row, result in found.items():
+        numbers = [f"{name} {page.number(x)}" for name, x in result.metrics.items() if not name.endswith(page.CHANCE)]
+        print(f"{row}: {', '.join(numbers)}")
     print(write(asked.runs / f"{stem}-{asked.size}", about, found))
     if asked.record:
-        line = {"stem": stem, "size": asked.size, "overrides": [], "seed": 0, "commit": run_folder.commit(), "steps": 0}
-        line |= {"devices": f"{jax.device_count()} x {jax.devices()[0].platform}", "seconds": seconds}
-        run_folder.append(RECORDS, {**line, "metrics": dict(found.metrics), "judge": None})
+        known = {"stem": stem, "size": asked.size, "seed": 0, "commit": run_folder.commit(), "steps": 0}
+        known |= {"devices": devices(), "seconds": seconds, "judge": None}
+        for row, result in found.items():
+            run_folder.append(RECORDS, {**known, "overrides": [row], "metrics": dict(result.metrics)})
 
 
-def write(folder: Path, about: str, found: Result) -> Path:
+def write(folder: Path, about: str, found: Mapping[str, Result]) -> Path:
     """A folder with a report, as a run has one."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"about": about.splitlines()[0], "devices": f"{jax.device_count()} x {jax.devices()[0].platform}"}
+    config = {"about": about.splitlines()[0], "devices": devices()}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with logging.Writers(folder, 0, 0, config, primary=True, wandb=False) as writers:
-        writers.write(logging.EVALS, 0, found.metrics)
-        writers.pictures(0, found.pictures)
+        numbers = {f"{row}/{name}": value for row, one in found.items() for name, value in one.metrics.items()}
+        writers.write(logging.EVALS, 0, numbers)
+        pictures = {f"{row} {title}": x for row, one in found.items() for title, x in one.pictures.items()}
+        writers.pictures(0, pictures)
     return page.write(folder)
+
+
+def devices() -> str:
+    return f"{jax.device_count()} x {jax.devices()[0].platform}"

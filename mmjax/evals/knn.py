@@ -1,7 +1,11 @@
 """k nearest neighbours on frozen image features: how far do neighbours in the embedding share their group?
 
 Weighted vote of Wu et al. 2018, arXiv:1805.01978, section 3.4, as DINO reports it: a neighbour of cosine s votes
-exp(s / temperature). Metric of a split "twemoji": twemoji/knn_subgroup_accuracy, chance beside it.
+exp(s / temperature). Metrics of a split "twemoji", chance beside each:
+
+    KNN       twemoji/knn_subgroup_accuracy
+    Nearest   twemoji/concept_R@1, whether the nearest drawing of the training artists shows the same concept, and
+              twemoji/concept_median_rank, the place of the first that does
 
 N test images, M training images, E width, G groups.
 """
@@ -40,3 +44,21 @@ class KNN:
         (train, train_groups), (test, groups) = splits
         scores = votes(test, train, train_groups, len(labels), self.k, self.temperature)
         return Result(features.accuracy_metrics(f"{self.split}/knn_subgroup_accuracy", scores, groups))
+
+
+@dataclasses.dataclass(frozen=True)
+class Nearest:
+    """Which drawing of the training split is nearest; concepts that it does not have are not asked for."""
+
+    split: str
+    train: str = "train"
+
+    def __call__(self, model: Any, variables: dict, data: Any, rng: jax.Array) -> Result:
+        """`rng` is unused."""
+        train, test = data.pairs(self.train), data.pairs(self.split)
+        asked = np.flatnonzero(np.isin(test.labels, train.labels))
+        if not len(asked):
+            raise ValueError(f"no concept of {self.split!r} is in {self.train!r}: there is nothing to find")
+        x, y = (features.encode_images(model, variables, one.images) for one in (train, test))
+        right = test.labels[asked, None] == train.labels
+        return Result(features.ranking_metrics(f"{self.split}/concept_", y[asked] @ x.T, right, (1,)))

@@ -224,6 +224,19 @@ class CLIP(nn.Module):
         images = image_ops.to_float(images, mean=self.config.image_mean, std=self.config.image_std)
         return normalise(self.vision_projection(self.vision(images).pooler_output))
 
+    def encode_patches(self, images: jax.Array) -> jax.Array:
+        """[B H W 3] -> [B N W] float32, after the last block: no norm was trained for them."""
+        return self._states(images)[-1, :, 1:].astype(jnp.float32)
+
+    def attend(self, images: jax.Array) -> jax.Array:
+        """[B H W 3] -> [B heads N], see vit.class_attention."""
+        layers = self.vision.variables["params"]["layers"]
+        return vit.class_attention(self.config.vision, layers, self._states(images))
+
+    def _states(self, images: jax.Array) -> jax.Array:  # [B H W 3] -> [L B N+1 W]
+        images = image_ops.to_float(images, mean=self.config.image_mean, std=self.config.image_std)
+        return self.vision(images, collect=True).hidden_states
+
     def encode_text(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
         """[B T] int, [B T] bool -> [B E] of length 1."""
         return normalise(self.text_projection(self.text(input_ids, attention_mask).pooler_output))

@@ -27,7 +27,6 @@ from flax import struct
 from mmjax.models import vit
 from mmjax.nn.linear import Linear, matmul
 from mmjax.nn.mlp import gelu
-from mmjax.nn.norms import LayerNorm
 from mmjax.nn.outputs import Aux
 from mmjax.nn.stack import Compute
 from mmjax.ops import images as image_ops
@@ -165,22 +164,12 @@ def health(features: jax.Array, targets: jax.Array) -> dict[str, jax.Array]:
 
 
 def class_attention(c: vit.ViTConfig, params: dict, images: jax.Array, compute: Compute = FLOAT32) -> jax.Array:
-    """Where the class token looks in the last block, head by head: [B H W 3] -> [B heads N], each sums to less than 1
-    (the rest goes to the class token and registers). params: of the ViT."""
-    if c.depth < 2 or not c.class_token:
-        raise ValueError(f"attention is read in the last of two or more blocks, at the class token, got {c}")
-    x = vit.ViT(c, compute, parent=None).apply({"params": params}, images, collect=True).hidden_states[-2]
-    last = jax.tree.map(lambda x: x[-1], params["layers"])
-    x = LayerNorm(c.epsilon, parent=None).apply({"params": last["norm1"]}, x)
-
-    def heads(x: jax.Array, name: str) -> jax.Array:  # [B T D] -> [B T H D/H]
-        weights = last["attention"][name]
-        x = jnp.einsum("btd,de->bte", x, weights["kernel"], precision="highest") + weights.get("bias", 0.0)
-        return rearrange(x, "b t (h e) -> b t h e", h=c.num_heads)
-
-    query, key = heads(x[:, :1], "query")[:, 0], heads(x, "key")
-    scores = jnp.einsum("bhe,bthe->bht", query, key, precision="highest") * query.shape[-1] ** -0.5
-    return jax.nn.softmax(scores)[..., c.prefix :]
+    """Where the class token looks in the last block, head by head: [B H W 3] -> [B heads N], see vit.class_attention.
+    params: of the ViT."""
+    if c.depth < 2:
+        raise ValueError(f"attention is read in the last of two or more blocks, got {c}")
+    states = vit.ViT(c, compute, parent=None).apply({"params": params}, images, collect=True).hidden_states
+    return vit.class_attention(c, params["layers"], states)
 
 
 # --- modules

@@ -244,6 +244,24 @@ def resized_positions(table: jax.Array, resize: Callable, before: int, rows: int
     return jnp.concatenate([table[:before], grid.astype(table.dtype)])
 
 
+def class_attention(c: ViTConfig, layers: dict, states: jax.Array) -> jax.Array:
+    """Attention of the class token in the last block: [B heads N], each sums to less than 1, since the class token and
+    registers get the rest. layers: parameters of the blocks, [L ...] each; states [L B T D] after each block, L > 1."""
+    if not c.class_token:
+        raise ValueError(f"attention is read at the class token, got {c}")
+    last = jax.tree.map(lambda x: x[-1], layers)
+    x = LayerNorm(c.epsilon, parent=None).apply({"params": last["norm1"]}, states[-2])
+
+    def heads(x: jax.Array, name: str) -> jax.Array:  # [B T D] -> [B T H D/H]
+        weights = last["attention"][name]
+        x = jnp.einsum("btd,de->bte", x, weights["kernel"], precision="highest") + weights.get("bias", 0.0)
+        return rearrange(x, "b t (h e) -> b t h e", h=c.num_heads)
+
+    query, key = heads(x[:, :1], "query")[:, 0], heads(x, "key")
+    scores = jnp.einsum("bhe,bthe->bht", query, key, precision="highest") * query.shape[-1] ** -0.5
+    return jax.nn.softmax(scores)[..., c.prefix :]
+
+
 def only(c: ViTConfig, names: Collection[str], whose: str) -> None:
     """Refuses what a system that has its own tower would leave unread."""
     for field in dataclasses.fields(c):

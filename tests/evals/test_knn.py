@@ -61,3 +61,23 @@ def test_splits_with_different_groups_are_refused():
     data = FewerGroupsInTest(data.names, data.splits, data.group_names)
     with pytest.raises(ValueError, match=r"the groups of 'train' and 'test' differ \(4 and 2 labels\)"):
         knn.KNN("test")(toys.Lookup(), variables, data, jax.random.key(0))
+
+
+def test_the_nearest_drawing_names_the_concept_and_concepts_without_drawings_are_not_asked_for():
+    image = np.array([[1, 0], [0, 1], [-1, 0], [0.9, 0.1], [0.1, 0.9], [-0.1, 0.9], [0, -1]], np.float64)
+    splits = {
+        "train": toys.Split((0, 1, 2), (0, 1, 2), (0, 0, 0)),
+        "test": toys.Split((3, 4, 5, 6), (0, 1, 2, 3), (0,) * 4),
+    }
+    data = toys.Data(("a", "b", "c", "d"), splits, ("p",))
+    metrics = knn.Nearest("test")(toys.Lookup(), toys.variables(image, np.eye(4)), data, jax.random.key(0)).metrics
+    assert metrics["test/concept_R@1"] == pytest.approx(2 / 3)  # the third is nearest to the second concept's
+    assert metrics["test/concept_R@1_chance"] == pytest.approx(1 / 3)
+    assert metrics["test/concept_median_rank"] == 1
+
+
+def test_nothing_to_find_is_refused():
+    splits = {"train": toys.Split((0,), (0,), (0,)), "test": toys.Split((1,), (1,), (0,))}
+    data, variables = toys.Data(("a", "b"), splits, ("p",)), toys.variables(np.eye(2), np.eye(2))
+    with pytest.raises(ValueError, match="no concept of 'test' is in 'train'"):
+        knn.Nearest("test")(toys.Lookup(), variables, data, jax.random.key(0))
