@@ -5,6 +5,7 @@ import sys
 
 BENCHMARKS = {  # name -> module and what it measures
     "clip": ("clip", "CLIP's train step against the same model in PyTorch, and the pipeline's share of it"),
+    "dino": ("dino", "DINO's train step against facebookresearch/dino's own"),
     "language": ("language", "train step and decoding of language models against transformers"),
     "mamba": ("mamba", "Mamba's forward pass against PyTorch; its time and memory against length, beside attention"),
     "platonic": ("platonic", "mutual k nearest neighbours in blocks against all N x N, in time and memory"),

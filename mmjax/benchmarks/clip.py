@@ -22,9 +22,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.benchmarks import paired
-
-STEPS = 4  # updates in one turn
-BATCHES = 4  # different batches that the turns cycle through
+from mmjax.benchmarks.updates import BATCHES, STEPS, Updates
 
 
 def main() -> None:
@@ -36,7 +34,7 @@ def main() -> None:
     batches = experiment.data.batches(experiment.batch_size, seed=0)
     pipeline = _pipeline_seconds(batches)
     fixed = [{name: x for name, x in batches[i].items() if name != "label"} for i in range(BATCHES)]
-    whole = _Ours(experiment, fixed)
+    whole = Updates(experiment, fixed)
     whole.turn()
     step = min(paired.seconds(whole.turn)[0] for _ in range(3)) / STEPS
 
@@ -89,33 +87,10 @@ def _pipeline_seconds(batches: Any, count: int = 20) -> float:
     return (time.perf_counter() - start) / count
 
 
-class _Ours:
-    """The update that `mmjax train` runs."""
-
-    def __init__(self, experiment: Any, batches: list[dict]):
-        import jax
-
-        from mmjax.train import step
-
-        self.block = jax.block_until_ready
-        self.step = step.build(experiment, experiment.mesh.build(jax.devices()[:1]))
-        self.batches = batches
-        self.state = self.step.init(self.step.place(batches[0]))
-
-    def update(self, batch: dict) -> float:
-        self.state, metrics = self.step.run(self.state, self.step.place(batch))
-        return float(metrics["loss"])
-
-    def turn(self) -> None:
-        for i in range(STEPS):
-            self.state, metrics = self.step.run(self.state, self.step.place(self.batches[i % BATCHES]))
-        self.block((self.state, metrics))
-
-
 class _Theirs:
     """A training loop as PyTorch's users write it."""
 
-    def __init__(self, ours: _Ours, experiment: Any, batches: list[dict], wrap: Callable):
+    def __init__(self, ours: Updates, experiment: Any, batches: list[dict], wrap: Callable):
         import torch
         import transformers
 
@@ -166,11 +141,11 @@ def _compare(experiment: Any, batches: list[dict], options: argparse.Namespace) 
         print(f"PyTorch side not run: {error}; it needs `pip install mmjax[parity]`")
         return
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    ours, shown = _Ours(experiment, batches), False
+    ours, shown = Updates(experiment, batches), False
     size = experiment.batch_size * STEPS
     rivals = {"PyTorch eager": lambda f: f} | ({"PyTorch torch.compile": torch.compile} if options.compile else {})
     for name, wrap in rivals.items():
-        fresh = _Ours(experiment, batches)
+        fresh = Updates(experiment, batches)
         theirs = _Theirs(fresh, experiment, batches, wrap)
         try:
             losses = fresh.update(batches[0]), theirs.update(batches[0])

@@ -64,3 +64,20 @@ def test_forward_loss_and_gradients(tmp_path, seed, activation, eos):
         clip_names.close(name, getattr(ours, name), out[name].detach().numpy(), relative=1e-5)
     clip_names.close("loss", value, out.loss.item(), relative=1e-5)
     clip_names.close_trees(gradients["params"], expected, relative=1e-4)
+
+
+def test_where_the_class_token_looks_and_what_patches_hold(tmp_path):
+    theirs = original(5, "quick_gelu", 60)  # three layers
+    theirs.save_pretrained(tmp_path)
+    model, variables = weights.load_hf(tmp_path)
+    side = model.config.vision.image_size
+    images = np.random.default_rng(6).normal(size=(3, side, side, 3)).astype(np.float32)
+    with torch.no_grad():
+        pixels = torch.tensor(images.transpose(0, 3, 1, 2))
+        out = theirs.vision_model(pixels, output_attentions=True, output_hidden_states=True)
+    ours = {
+        name: jax.jit(lambda x, m=name: model.apply(variables, x, method=m))(images)
+        for name in ("attend", "encode_patches")
+    }
+    clip_names.close("attention", ours["attend"], out.attentions[-1][:, :, 0, 1:].numpy(), relative=1e-5)
+    clip_names.close("patches", ours["encode_patches"], out.hidden_states[-1][:, 1:].numpy(), relative=1e-5)
