@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from mmjax.data import multicrop
 from mmjax.data.emoji_views import EmojiViews
 from mmjax.evals.embedding_map import EmbeddingMap
-from mmjax.evals.knn import KNN
+from mmjax.evals.knn import KNN, Nearest
+from mmjax.evals.patch_map import PatchMap
 from mmjax.evals.probe import LinearProbe
 from mmjax.evals.segmentation import Attention, Look, PatchProbe
 from mmjax.models import dino
@@ -29,6 +30,7 @@ from mmjax.train.task import Task
 CHOICE = (KNN("validation"), Attention("validation"))
 HELD_OUT = (
     KNN("twemoji"), LinearProbe("twemoji"), Attention("twemoji"), PatchProbe("twemoji"), EmbeddingMap("twemoji"),
+    Nearest("twemoji"), PatchMap("twemoji"),
 )  # fmt: skip
 EPOCH = 1_251  # batches of 1,024 in ImageNet-1k
 

@@ -15,7 +15,8 @@ from mmjax.data import multicrop
 from mmjax.data.emoji_views import EmojiViews
 from mmjax.data.masking import BlockMasks
 from mmjax.evals.embedding_map import EmbeddingMap
-from mmjax.evals.knn import KNN
+from mmjax.evals.knn import KNN, Nearest
+from mmjax.evals.patch_map import PatchMap
 from mmjax.evals.probe import LinearProbe
 from mmjax.evals.segmentation import Attention, Look, PatchProbe
 from mmjax.models import dinov2, vit
@@ -29,6 +30,7 @@ from mmjax.train.task import Task
 CHOICE = (KNN("validation"), Attention("validation"))
 HELD_OUT = (
     KNN("twemoji"), LinearProbe("twemoji"), Attention("twemoji"), PatchProbe("twemoji"), EmbeddingMap("twemoji"),
+    Nearest("twemoji"), PatchMap("twemoji"),
 )  # fmt: skip
 EPOCH = 1_250  # what the original calls an epoch, in steps
 

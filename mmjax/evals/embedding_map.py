@@ -16,13 +16,13 @@ from mmjax.report import pictures
 COLOURED = 8  # the largest groups get a colour, the rest is grey
 
 
-def principal_plane(x: np.ndarray) -> tuple[np.ndarray, float]:
-    """x [N E] -> coordinates [N 2] on the first two principal components, and their share of the variance."""
+def principal(x: np.ndarray, count: int = 2) -> tuple[np.ndarray, float]:
+    """x [N E] -> coordinates [N count] on the first principal components, and their share of the variance."""
     centred = x - x.mean(axis=0)
     _, scale, axes = np.linalg.svd(centred, full_matrices=False)
     # An axis and its opposite are equally principal; the heavier tail to the right makes the map reproducible.
-    axes = axes[:2] * np.where(((centred @ axes[:2].T) ** 3).sum(axis=0) < 0, -1, 1)[:, None]
-    return centred @ axes.T, float((scale[:2] ** 2).sum() / (scale**2).sum())
+    axes = axes[:count] * np.where(((centred @ axes[:count].T) ** 3).sum(axis=0) < 0, -1, 1)[:, None]
+    return centred @ axes.T, float((scale[:count] ** 2).sum() / (scale**2).sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class EmbeddingMap:
     def __call__(self, model: Any, variables: dict, data: Any, rng: jax.Array) -> Result:
         """`rng` is unused."""
         [(embeds, groups)], labels = features.grouped_images(model, variables, data, (self.split,))
-        points, share = principal_plane(embeds)
+        points, share = principal(embeds)
         families = [label.split("-")[0] for label in labels]  # "animal-mammal" and "animal-bird" share a colour
         picture = pictures.scatter(points, data.pairs(self.split).images, [families[g] for g in groups], COLOURED)
         caption = f"The two directions of most variance ({share:.0%}); frames tell the group, dots are images hidden."

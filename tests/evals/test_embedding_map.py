@@ -14,7 +14,7 @@ def test_points_in_a_plane_are_found_again():
     plane, _ = np.linalg.qr(RNG.normal(size=(6, 2)))
     points = RNG.normal(size=(40, 2)) * [5, 2]
     points -= points.mean(axis=0)
-    found, share = embedding_map.principal_plane(points @ plane.T + 7)
+    found, share = embedding_map.principal(points @ plane.T + 7)
     assert share == pytest.approx(1)
     np.testing.assert_allclose(found @ found.T, points @ points.T, atol=1e-9)  # equal up to a rotation
     assert found[:, 0].std() > found[:, 1].std()
@@ -23,13 +23,13 @@ def test_points_in_a_plane_are_found_again():
 def test_the_share_is_that_of_the_covariances_largest_values():
     x = RNG.normal(size=(50, 5)) * [4, 3, 2, 1, 1]
     values = np.sort(np.linalg.eigvalsh(np.cov(x.T)))
-    assert embedding_map.principal_plane(x)[1] == pytest.approx(values[-2:].sum() / values.sum())
+    assert embedding_map.principal(x)[1] == pytest.approx(values[-2:].sum() / values.sum())
 
 
 def test_the_heavier_tail_points_right_and_up_however_the_axes_come():
     x = RNG.exponential(size=(30, 4)) * [4, 3, 1, 1]
     for mirrored in (x, -x, x * [1, -1, 1, 1]):
-        assert ((embedding_map.principal_plane(mirrored)[0] ** 3).sum(axis=0) > 0).all()
+        assert ((embedding_map.principal(mirrored)[0] ** 3).sum(axis=0) > 0).all()
 
 
 def test_eval_gives_a_picture_and_the_share():
