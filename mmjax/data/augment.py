@@ -125,20 +125,24 @@ def render(cutouts: np.ndarray, draws: Draw, size: int, may_flip: np.ndarray | b
 
     `may_flip` [B] bool: whether the mirror image still means the same (an arrow's doesn't).
     """
-    draws = draws._replace(flip=draws.flip & may_flip)
-    images = np.empty((len(cutouts), size, size, 3), np.uint8)
+    grounds = draws.paints[:, None], draws.mix[:, None]
+    return render_on(cutouts, draws._replace(flip=draws.flip & may_flip), *grounds, size)[:, 0]
+
+
+def render_on(cutouts: np.ndarray, draws: Draw, paints: np.ndarray, mix: np.ndarray, size: int) -> np.ndarray:
+    """Each picture on V backgrounds of its own, paints [B V 2 3] and mix [B V K K], instead of the one in `draws`:
+    [B V size size 3] uint8."""
+    images = np.empty((*paints.shape[:2], size, size, 3), np.uint8)
     few = max(1, CACHED // size**2)  # a few pictures at a time stay in the processor's cache: 2.5 times faster
     for rows in (slice(first, first + few) for first in range(0, len(cutouts), few)):
-        images[rows] = _render(cutouts[rows], take(draws, rows), size)
+        mine = take(draws, rows)
+        colour, alpha = sample(framed(cutouts[rows]), *source_points(mine, cutouts.shape[1], size))
+        colour = np.clip(mine.colour @ colour + mine.offset[:, :, None] * alpha, 0, alpha)
+        for v in range(paints.shape[1]):
+            canvas = colour + (1 - alpha) * background(paints[rows, v], mix[rows, v], size)  # [B 3 P]
+            pixels = (255 * canvas + 0.5).astype(np.uint8)  # canvas is in [0, 1]: adding a half rounds
+            images[rows, v] = pixels.transpose(0, 2, 1).reshape(-1, size, size, 3)
     return images
-
-
-def _render(cutouts: np.ndarray, draws: Draw, size: int) -> np.ndarray:
-    colour, alpha = sample(framed(cutouts), *source_points(draws, cutouts.shape[1], size))
-    colour = np.clip(draws.colour @ colour + draws.offset[:, :, None] * alpha, 0, alpha)
-    canvas = colour + (1 - alpha) * background(draws, size)  # [B 3 P]
-    pixels = (255 * canvas + 0.5).astype(np.uint8)  # canvas is in [0, 1]: adding a half rounds
-    return pixels.transpose(0, 2, 1).reshape(len(cutouts), size, size, 3)
 
 
 def plain(cutouts: np.ndarray, size: int, background: int = 255) -> np.ndarray:
@@ -192,9 +196,9 @@ def sample(packed: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray
     return colour / 255**2, np.minimum(alpha / 255, 1)  # rounding may leave alpha a hair above 1
 
 
-def background(draws: Draw, size: int) -> np.ndarray:
-    """The coarse blend, stretched to size x size by repetition: [B 3 P]."""
-    cell = np.arange(size) * draws.mix.shape[1] // size
-    mix = draws.mix[:, cell][:, :, cell].reshape(len(draws.mix), 1, -1)  # [B 1 P]
-    first, second = draws.paints[:, 0, :, None], draws.paints[:, 1, :, None]
+def background(paints: np.ndarray, mix: np.ndarray, size: int) -> np.ndarray:
+    """Colours [B 2 3] and their coarse blend [B K K], stretched to size x size by repetition: [B 3 P]."""
+    cell = np.arange(size) * mix.shape[1] // size
+    mix = mix[:, cell][:, :, cell].reshape(len(mix), 1, -1)  # [B 1 P]
+    first, second = paints[:, 0, :, None], paints[:, 1, :, None]
     return first + mix * (second - first)

@@ -146,6 +146,11 @@ def fraction(*words: str) -> float:
     return int.from_bytes(hashlib.sha256("/".join(words).encode()).digest()[:4], "big") / 2**32
 
 
+def among(concepts: np.ndarray, share: float) -> np.ndarray:
+    """Rows of the pack [M] -> [M] bool: `share` of the concepts, by hashing. A smaller share lies in a larger one."""
+    return np.array([fraction("share", pack().concepts[n].code) < share for n in concepts], bool)
+
+
 @functools.cache
 def pack() -> Pack:
     return Pack()

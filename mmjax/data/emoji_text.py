@@ -1,5 +1,6 @@
-"""English texts of the emoji pack for encoders: sentences in order, names by subgroup, and words with tags.
+"""English texts of the emoji pack: sentences, alone and in order, names by subgroup, and words with tags.
 
+    Sentences        a sentence "fox: animal face orange": a language model
     SentencePairs    two sentences "fox: animal face orange", the second following the first or not: pretraining
     Names            a name and which of 95 subgroups it belongs to: classification
     Mentions         a sentence that mentions concepts, each word tagged with its concept's group: tagging
@@ -72,13 +73,37 @@ class Texts:
         return self.tokenizer.rows(texts, self.length)
 
 
-# --- sentences in order
+# --- sentences
 
 
 def sentence(concept: emoji.Concept, order: np.ndarray) -> str:
     """The name and its keywords, sorted by the random numbers `order`."""
     words = [concept.keywords[i] for i in np.argsort(order[: len(concept.keywords)])]
     return f"{concept.name}: {' '.join(words)}"  # no commas: a quarter of the hidden words would be one
+
+
+@dataclasses.dataclass(frozen=True)
+class Sentences(Texts):
+    """Each training concept once per epoch, its keywords in a new order. The longest tenth of the rows is cut."""
+
+    length: int = 28
+    share: float = 1.0  # of the concepts that are learned from
+
+    def batches(self, batch_size: int, seed: int, rows: slice = pipeline.ALL) -> pipeline.Batches:
+        mine = members("train")[emoji.among(members("train"), self.share)]
+
+        def make(indices: np.ndarray, rng: np.random.Generator, rows: slice) -> pipeline.Batch:
+            return self._rows(mine[indices[rows]], rng.random((len(indices), emoji.MOST_KEYWORDS))[rows])
+
+        return pipeline.Batches(len(mine), batch_size, seed, rows, make)
+
+    def texts(self, split: str) -> pipeline.Batch:
+        """Every concept of the split once, for evals."""
+        return self._rows(members(split), np.tile(np.arange(emoji.MOST_KEYWORDS), (len(members(split)), 1)))
+
+    def _rows(self, which: np.ndarray, order: np.ndarray) -> pipeline.Batch:
+        texts = [sentence(emoji.pack().concepts[n], one) for n, one in zip(which, order, strict=True)]
+        return {name: x for name, x in self.tokenize(texts).items() if name != "token_type_ids"}
 
 
 @functools.cache

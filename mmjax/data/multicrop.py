@@ -112,16 +112,19 @@ def take(draws: Draw, rows: slice | np.ndarray) -> Draw:
 
 
 def render(pictures: np.ndarray, draws: Draw, config: MultiCrop) -> dict[str, np.ndarray]:
-    """Pictures [B S S 3] uint8 -> {"global_crops": [B 2 s s 3], "local_crops": [B n s s 3]} uint8."""
+    """Pictures [B S S 3] uint8, or one for each view [B V S S 3] -> {"global_crops": [B 2 s s 3], "local_crops":
+    [B n s s 3]} uint8."""
     parts = {"global_crops": (slice(0, 2), config.global_size), "local_crops": (slice(2, None), config.local_size)}
     found = {}
-    source = rearrange(pictures, "b h w c -> b c h w").astype(np.float32) / 255
+    source = rearrange(pictures, "b ... h w c -> b ... c h w").astype(np.float32) / 255
+    own = pictures.ndim == 5
     for name, (views, size) in parts.items():
         mine = Draw(*(field[:, views] for field in draws))
         if mine.flip.size:
             reach = config.reach(size, PUBLISHED[name == "local_crops"])
             each = [Draw(*(field[:, v] for field in mine)) for v in range(mine.flip.shape[1])]
-            found[name] = np.stack([view(source, one, size, reach) for one in each], axis=1)
+            seen = [source[:, views][:, v] if own else source for v in range(len(each))]
+            found[name] = np.stack([view(x, one, size, reach) for x, one in zip(seen, each, strict=True)], axis=1)
     return found
 
 

@@ -119,7 +119,11 @@ def _paint(cutouts: np.ndarray, layouts: Layout, size: int) -> tuple[np.ndarray,
     colour, alpha = (
         rearrange(x, "(b n) c p -> b n c p", n=most) * drawn[..., None, None] for x in (colour, alpha)
     )  # fmt: skip
-    canvas, shares, uncovered = augment.background(layouts, size), np.empty_like(alpha), np.float32(1)
+    canvas, shares, uncovered = (
+        augment.background(layouts.paints, layouts.mix, size),
+        np.empty_like(alpha),
+        np.float32(1),
+    )
     for n in range(most):
         canvas = colour[:, n] + (1 - alpha[:, n]) * canvas
     for n in reversed(range(most)):  # from the top

@@ -142,7 +142,7 @@ def test_jitter_touches_the_cut_out_only_and_stays_within_bytes(cutouts):
 )
 def test_backgrounds_have_as_many_colours_as_their_kind(rng, kind, colours):
     draws = augment.draw(augment.Augment(backgrounds=kind), 20, rng)
-    canvas = augment.background(draws, 32)
+    canvas = augment.background(draws.paints, draws.mix, 32)
     assert canvas.shape == (20, 3, 1024)
     assert canvas.min() >= 0
     assert canvas.max() <= 1

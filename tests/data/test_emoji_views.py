@@ -31,12 +31,26 @@ def test_the_shapes_of_a_batch_are_known_without_building_it():
 def test_views_of_a_row_show_one_drawing():
     """A view is more like the other view of its row than like other rows' on average, though colours are jittered."""
     quiet = multicrop.MultiCrop(global_size=16, local_count=0, global_scale=(0.9, 1.0), jitter=0, grey=0, solarise=0)
-    views = EmojiViews(quiet).batches(64, 0)[0]["global_crops"].astype(float) / 255
+    views = EmojiViews(quiet, shared_background=True).batches(64, 0)[0]["global_crops"].astype(float) / 255
     one, other = views[:, 0], views[:, 1]
     other_flipped = other[:, :, ::-1]
     distance = lambda a, b: np.abs(a[:, None] - b[None]).mean((2, 3, 4))  # noqa: E731
     nearest = np.minimum(distance(one, other), distance(one, other_flipped)).argmin(1)
     assert (nearest == np.arange(64)).mean() > 0.9
+
+
+def test_views_share_a_background_only_where_asked():
+    whole = multicrop.MultiCrop(
+        global_size=64, local_size=64, local_count=1, global_scale=(1, 1), local_scale=(1, 1), jitter=0, grey=0,
+        blur=(0, 0, 0), solarise=0,
+    )  # fmt: skip
+    for shared in (True, False):
+        batch = EmojiViews(whole, shared_background=shared).batches(40, 0)[0]
+        views = np.concatenate([batch["global_crops"], batch["local_crops"]], 1).astype(int)
+        views = np.where(np.abs(views - views[:, :1]).max((2, 3, 4), keepdims=True) > 3, views[:, :, :, ::-1], views)
+        corners = views[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]  # [B V 4 3], where drawings hardly reach
+        differ = np.abs(corners - corners[:, :1]).max((1, 2, 3)) > 3
+        assert differ.mean() < 0.5 if shared else differ.mean() > 0.8
 
 
 def test_an_epoch_holds_each_training_drawing_once():
