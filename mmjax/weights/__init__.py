@@ -1,7 +1,18 @@
-"""Checkpoints of other libraries, in and out: load_hf, save_hf, load_openai, save_openai, load_gguf, convert."""
+"""Checkpoints of other libraries, in and out: load_hf and its like, save_hf and its like, and convert."""
 
+from mmjax.weights.features import load_mof, save_mof
 from mmjax.weights.gguf import load_gguf, load_language
 from mmjax.weights.hf import convert, load_hf, save_hf
 from mmjax.weights.open_clip import load_openai, save_openai
 
-__all__ = ["convert", "load_gguf", "load_hf", "load_language", "load_openai", "save_hf", "save_openai"]
+__all__ = [
+    "convert",
+    "load_gguf",
+    "load_hf",
+    "load_language",
+    "load_mof",
+    "load_openai",
+    "save_hf",
+    "save_mof",
+    "save_openai",
+]
