@@ -1,14 +1,20 @@
 """The benchmarks run and count right. What they measure is not tested."""
 
 import argparse
+import os
 import subprocess
 import sys
+import types
+from pathlib import Path
 
+import dino_names
 import numpy as np
 import pytest
 
 from mmjax.benchmarks import __main__ as benchmarks
-from mmjax.benchmarks import clip, paired
+from mmjax.benchmarks import clip, dino, paired
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
 
 
 def test_turns_are_a_b_b_a_and_the_ratio_is_of_pairs(monkeypatch):
@@ -56,6 +62,35 @@ def test_both_sides_compute_the_same_loss_and_are_timed():
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "PyTorch eager, without" in out  # printed only where the losses were equal
     assert "pipeline alone" in out
+
+
+def test_dinos_parameters_get_the_names_and_shapes_of_the_original():
+    golden = np.load(GOLDENS / "dino.npz")  # of facebookresearch/dino's own network
+    flat = {name.removeprefix("before/"): golden[name] for name in golden if name.startswith("before/")}
+    ours = dino.original_names({"backbone": dino_names.backbone(flat), "head": dino_names.head(flat)})
+    assert set(ours) == set(flat)
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], flat[name], err_msg=name)
+
+
+def test_without_the_original_it_says_what_to_clone(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    assert dino._rival(None, None, None, []) is None
+    (tmp_path / "utils.py").touch()
+    assert dino._rival(tmp_path, None, None, []) is None
+    first, second = capsys.readouterr().out.splitlines()
+    assert "no main_dino.py, utils.py, vision_transformer.py in the checkout" in first
+    assert f"no main_dino.py, vision_transformer.py in {tmp_path}; it needs `git clone" in second
+
+
+@pytest.mark.parity
+@pytest.mark.skipif("DINO_CHECKOUT" not in os.environ, reason="DINO_CHECKOUT names no clone of facebookresearch/dino")
+def test_dino_does_the_same_as_the_original_and_is_timed():
+    pytest.importorskip("torch")
+    command = [sys.executable, "-m", "mmjax.benchmarks", "dino", "--size=tiny", "--pairs=2"]
+    command.append(f"--checkout={os.environ['DINO_CHECKOUT']}")
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "DINO   " in out  # printed only where the losses of several updates were equal
 
 
 @pytest.mark.parity
