@@ -2,7 +2,7 @@
 
 As Huh et al. 2024 take them: of a vision model the class token after each block, of a language model the mean over a
 text's tokens after each block. A vision model without a class token gives the mean over its patches; a language model
-that hands out no layers (GPT, LLaMA, Mamba) gives its last one.
+that hands out no layers (GPT, Mamba) gives its last one.
 
 N rows, L layers, D width, B rows that are read at once, T tokens.
 """
@@ -33,7 +33,7 @@ def of_texts(model: nn.Module, variables: Mapping, rows: Mapping[str, np.ndarray
 
 
 def _image_states(model: nn.Module, images: jax.Array) -> jax.Array:  # [B H W 3] -> [B L D]
-    tower = getattr(model, "vision", model)
+    tower = getattr(model, "vision", getattr(model, "backbone", model))  # CLIP's, DINO's, or a ViT itself
     states = tower(images, collect=True).hidden_states  # [L B T D]
     states = states[:, :, 0] if tower.config.class_token else states[:, :, tower.config.prefix :].mean(2)
     return rearrange(states, "l b d -> b l d")

@@ -131,12 +131,15 @@ class Llama(nn.Module):
         attention_mask: jax.Array | None = None,
         positions: jax.Array | None = None,
         segments: jax.Array | None = None,
+        *,
+        collect: bool = False,
     ) -> LMOutput:
         """input_ids [B T] int; attention_mask [B T] bool, False at padding; positions [B T] int, counted where None;
         segments [B T] int, neighbours of one number are a text of their own."""
         if positions is None:
             positions = positions_of(input_ids.shape, attention_mask, segments)
-        return self.decode(input_ids, positions, masks.causal(attention_mask, segments, self.config.window))[0]
+        mask = masks.causal(attention_mask, segments, self.config.window)
+        return self.decode(input_ids, positions, mask, collect=collect)[0]
 
     def extend(
         self, input_ids: jax.Array, cache: KVCache, attention_mask: jax.Array | None = None
@@ -159,8 +162,10 @@ class Llama(nn.Module):
 
     @nn.compact
     def decode(
-        self, input_ids: jax.Array, positions: jax.Array, mask: masks.Mask | jax.Array, cache: KVCache | None = None
-    ) -> tuple[LMOutput, KVCache | None]:
+        self, input_ids: jax.Array, positions: jax.Array, mask: masks.Mask | jax.Array, cache: KVCache | None = None,
+        collect: bool = False,
+    ) -> tuple[LMOutput, KVCache | None]:  # fmt: skip
+        """collect=True: what each block gave too, in place of a cache."""
         c, dtype, normal = self.config, self.config.compute.dtype, nn.initializers.normal(0.02)
         attention = partial(
             Attention, c.num_heads, dtype, normal, normal, c.num_kv_heads, c.head_dim, c.use_bias
@@ -171,7 +176,8 @@ class Llama(nn.Module):
         embed = Embed(c.vocab_size, c.width, dtype, normal, name="embed")
         rotate = rope.rotation(positions, c.head_dim, c.theta, c.scaling)  # once for all layers
         layers = Stack(partial(PreNormBlock, attention, mlp, norm), c.depth, c.compute, name="layers")
-        x, cache = layers(embed(input_ids), mask, rotate, cache=cache)
+        x, rest = layers(embed(input_ids), mask, rotate, cache=cache, collect=collect)
+        hidden_states, cache = (rest, None) if collect else (None, rest)
         x = norm(name="norm")(x)
         logits = embed.logits(x) if c.tied else Linear(c.vocab_size, False, dtype, normal, name="head")(x)
-        return LMOutput(x, logits.astype(jnp.float32)), cache
+        return LMOutput(x, logits.astype(jnp.float32), hidden_states), cache

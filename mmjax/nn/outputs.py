@@ -46,3 +46,4 @@ class LMOutput:
 
     last_hidden_state: jax.Array  # [B T D] after the last norm; what losses read, without the logits of all tokens
     logits: jax.Array  # [B T V] float32, of the token that follows; under jit they cost nothing where nobody reads them
+    hidden_states: jax.Array | None = None  # [L B T D] after each block, where asked for with collect=True

@@ -41,6 +41,28 @@ def test_training_rows_never_hold_a_name_of_another_split():
     assert len(train) > 1200
 
 
+def test_sentences_of_a_share_are_of_fewer_concepts_and_the_same_as_of_the_drawings():
+    few, all_rows = (emoji_text.Sentences(share=share).batches(400, seed=0)[0]["input_ids"] for share in (0.25, 1.0))
+    colon = emoji_text.vocabulary("").core.token_to_id(":")
+    names = [{tuple(row[: list(row).index(colon)]) for row in rows.tolist()} for rows in (few, all_rows)]
+    assert 0.2 * 1253 < len(names[0]) < 0.3 * 1253  # a batch of 400 holds each of them
+    assert len(names[1]) > 390
+    quarter, sixteenth = (emoji.among(np.arange(1555), share) for share in (1 / 4, 1 / 16))
+    assert sixteenth.any()
+    assert not (sixteenth & ~quarter).any()
+    assert emoji.among(np.arange(1555), 1.0).all()
+    mine = emoji_text.members("train")[quarter[emoji_text.members("train")]]
+    wanted = emoji_text.Sentences().tokenize([f"{emoji.pack().names[n]}:" for n in mine])["input_ids"]
+    assert names[0] == {tuple(row[: list(row).index(colon)]) for row in wanted.tolist()}
+
+
+def test_sentences_keep_all_words_but_of_the_longest():
+    texts = emoji_text.Sentences().texts("validation")
+    assert texts.keys() == {"input_ids", "attention_mask"}
+    cut = (texts["attention_mask"].all(1)).mean()
+    assert 0 < cut < 0.1
+
+
 def test_half_of_the_second_sentences_follow_and_the_others_are_of_another_subgroup():
     data = emoji_text.SentencePairs(length=200)  # nothing is cut
     by_name = {_words(concept.name): concept for concept in CONCEPTS}

@@ -60,6 +60,14 @@ def test_an_epoch_holds_each_training_drawing_once():
     np.testing.assert_array_equal(np.sort(seen), np.arange(len(concepts)))
 
 
+def test_a_share_of_the_concepts_is_drawn_by_all_who_draw_them():
+    data, all_drawings = (EmojiViews(multicrop.MultiCrop(32, 16, 0), share=share) for share in (0.25, 1.0))
+    concepts = emoji.pack().split("train")[1]
+    assert data._mine.sum() == np.isin(concepts, np.unique(concepts[data._mine])).sum()
+    assert 0.2 < data._mine.mean() < 0.3
+    assert all_drawings._mine.all()
+
+
 def test_evals_read_the_same_splits_as_clips():
     pairs, (groups, labels) = DATA.pairs("concepts"), DATA.groups("concepts")
     theirs = emoji.EmojiData(32)

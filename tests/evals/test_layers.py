@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmjax.evals import features, layers
-from mmjax.models import bert, clip, gpt, vit
+from mmjax.models import bert, clip, gpt, llama, vit
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(5, 16, 16, 3)).astype(np.float32)
@@ -77,6 +77,18 @@ def test_an_encoder_of_texts_gives_all_its_layers_and_a_decoder_its_last():
     found = layers.of_texts(model, variables, rows)
     assert found.shape == (5, 1, 8)
     np.testing.assert_allclose(found[:, 0], [last[row, MASK[row]].mean(0) for row in range(5)], atol=1e-5)
+
+
+def test_a_llama_gives_all_its_layers():
+    model = llama.Llama(llama.LlamaConfig(30, 6, width=8, depth=3, num_heads=2, num_kv_heads=1, head_dim=4, hidden=16))
+    variables = random(model, IDS)
+    out = jax.jit(lambda v, *x: model.apply(v, *x, collect=True))(variables, IDS, MASK)
+    last = out.hidden_states[-1]
+    normed = last * jax.lax.rsqrt((last**2).mean(-1, keepdims=True) + 1e-6) * variables["params"]["norm"]["scale"]
+    np.testing.assert_allclose(normed, out.last_hidden_state, atol=1e-5)
+    found = layers.of_texts(model, variables, {"input_ids": IDS, "attention_mask": MASK})
+    wanted = [[layer[row, MASK[row]].mean(0) for layer in np.asarray(out.hidden_states)] for row in range(5)]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_what_a_model_reads(two_towers):
