@@ -7,6 +7,7 @@
     text         gpt_text, mamba2_text and llama_text over as many steps
     lengths      llama_lengths
     language     all of the above
+    ladder       ladder_images and ladder_captions in all their sizes; then: python -m experiments._ladder
     minilm       bert_names and bert_tags from the weights in weights/minilm (see bert_names)
 
 OPTIONS go to each `mmjax train`, such as --record. What was interrupted goes on when this is run again.
@@ -30,6 +31,11 @@ CHAPTERS = {
     "lengths": (("llama_lengths",),),
 }
 CHAPTERS["language"] = tuple(run for runs in CHAPTERS.values() for run in runs)
+LADDER = ("small_xs", "small_s", "small", "small_l", "small_16th", "small_quarter")
+CHAPTERS["ladder"] = (
+    *(("ladder_captions", "--size", size) for size in LADDER),
+    *(("ladder_images", "--size", size) for size in (*LADDER, "small_2tasks", "small_3tasks")),
+)
 CHAPTERS["minilm"] = (("bert_names", "--size", "minilm"), ("bert_tags", "--size", "minilm"))
 
 
