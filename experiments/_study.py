@@ -32,7 +32,9 @@ class Trained(NamedTuple):
 def load(run: str | Path) -> Trained:
     """A run folder's newest whole checkpoint, with the data that its evals read."""
     if not run_folder.is_run(Path(run)):
-        raise FileNotFoundError(f"{run} is no run folder; train it first: python -m experiments._chapters vision")
+        stem, _, size = Path(run).name.partition("-")
+        command = f"mmjax train experiments/{stem}.py --size {size}"
+        raise FileNotFoundError(f"{run} is no run folder; train it first: {command}")
     experiment = run_folder.rebuild(run)
     return Trained(experiment.task.model, checkpoint.load_variables(Path(run), experiment.task.serve), experiment.data)
 
