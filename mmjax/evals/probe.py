@@ -41,6 +41,31 @@ def fit(x: jax.Array, labels: jax.Array, classes: int, l2: float, steps: int) ->
     return params
 
 
+def check_labels(labels: np.ndarray, classes: int) -> None:
+    """Raises where labels [M] can't be learned as `classes` classes: numbers beyond them, or only one to be seen."""
+    seen = np.unique(labels)
+    if not len(seen) or seen[0] < 0 or seen[-1] >= classes:
+        raise ValueError(f"labels must be in [0, {classes}), got {seen.tolist()}")
+    if len(seen) == 1:
+        raise ValueError(
+            f"all {len(labels)} training rows are of class {seen[0]}, so nothing is to be told apart; give rows of at "
+            "least two classes"
+        )
+
+
+def scores(
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, classes: int, l2: float = 1e-3, steps: int = 100
+) -> np.ndarray:
+    """A probe that is fitted on train [M E], labels [M], read at test [N E] -> [N G]. Columns are scaled to mean 0 and
+    deviation 1 of the training rows first. NaN in them makes all scores NaN, which `features.ranks` counts as wrong."""
+    if len(train) != len(labels):
+        raise ValueError(f"each training row needs a label, got {len(train)} rows and {len(labels)} labels")
+    check_labels(labels, classes)
+    mean, deviation = train.mean(axis=0), train.std(axis=0) + 1e-6
+    params = fit((train - mean) / deviation, labels, classes, l2, steps)
+    return (test - mean) / deviation @ np.asarray(params["kernel"]) + np.asarray(params["bias"])
+
+
 @dataclasses.dataclass(frozen=True)
 class LinearProbe:
     split: str
@@ -52,7 +77,5 @@ class LinearProbe:
         """`rng` is unused."""
         splits, labels = features.grouped_images(model, variables, data, (self.train, self.split))
         (train, train_groups), (test, groups) = splits
-        mean, deviation = train.mean(axis=0), train.std(axis=0) + 1e-6
-        params = fit((train - mean) / deviation, train_groups, len(labels), self.l2, self.steps)
-        scores = (test - mean) / deviation @ np.asarray(params["kernel"]) + np.asarray(params["bias"])
-        return Result(features.accuracy_metrics(f"{self.split}/probe_subgroup_accuracy", scores, groups))
+        found = scores(train, train_groups, test, len(labels), self.l2, self.steps)
+        return Result(features.accuracy_metrics(f"{self.split}/probe_subgroup_accuracy", found, groups))
