@@ -207,15 +207,19 @@ def list(asked: argparse.Namespace) -> int:
 
 
 def _picture(path: Path) -> Any:
-    """[H W 3] uint8 of an image file."""
+    """[H W 3] uint8 of an image file, as ops/images.py's `shown` says."""
     import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
+
+    from mmjax.ops import images as image_ops
 
     try:
         with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            return np.asarray(image_ops.shown(image))
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} is not an image that Pillow can read") from error
+    except ValueError as error:
+        raise ValueError(f"{path} can't be shown to a model: {error}") from error
 
 
 def _write_pictures(folder: Path, pictures: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mmjax.data import augment, pipeline
 from mmjax.ops import images as image_ops
@@ -198,17 +198,13 @@ def field(path: Path, line: int, record: dict[str, Any], column: str) -> str:
 
 
 def read_picture(folder: Path, name: str, captions: str, line: int, side: int) -> np.ndarray:
-    """uint8 [side side 3], upright, on white where it is transparent."""
+    """uint8 [side side 3], as ops/images.py's `shown` and `cover` say."""
     path = folder / name
     if not path.is_file():
         raise FileNotFoundError(f"{folder / captions}, line {line}, names the picture {name}, but there is no {path}")
     try:
         with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(image_ops.cover(image.convert("RGB"), side))
+            return np.asarray(image_ops.cover(image_ops.shown(image), side))
     except Exception as error:  # Pillow's decoders raise many kinds
         raise ValueError(
             f"{path} ({captions}, line {line}) can't be read as a picture: {error}; replace the file or delete the line"

@@ -23,7 +23,10 @@ from mmjax.nn.outputs import Result
 def votes(
     test: np.ndarray, train: np.ndarray, groups: np.ndarray, classes: int, k: int, temperature: float
 ) -> np.ndarray:
-    """test [N E], train [M E] of length 1, groups [M] -> [N G] votes."""
+    """test [N E], train [M E] of length 1, groups [M] -> [N G] votes. Where k is more than M, all M vote. A test row of
+    NaN gets NaN, which `features.ranks` counts as wrong."""
+    if k < 1:
+        raise ValueError(f"k must be at least 1 neighbour, got {k}")
     cosine = test @ train.T  # [N M]
     nearest = np.argpartition(-cosine, min(k, len(train)) - 1, axis=1)[:, :k]  # in no order
     near = np.take_along_axis(cosine, nearest, axis=1)  # [N k]

@@ -39,9 +39,17 @@ def most_attended(attention: np.ndarray, mass: float) -> np.ndarray:
     return kept
 
 
+def square_side(count: int) -> int:
+    """Patches along a side of N."""
+    side = round(count**0.5)
+    if side**2 != count:
+        raise ValueError(f"{count} patches are no square; segmentation reads square scenes, so give it those")
+    return side
+
+
 def as_pixels(patches: np.ndarray, size: int) -> np.ndarray:
     """[... N] -> [... size size]: each patch a block."""
-    side = round(patches.shape[-1] ** 0.5)
+    side = square_side(patches.shape[-1])
     cells = np.arange(size) * side // size
     grid = rearrange(patches, "... (h w) -> ... h w", h=side)
     return grid[..., cells, :][..., cells]
@@ -55,7 +63,7 @@ def iou(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 def shares(masks: np.ndarray, count: int) -> np.ndarray:
     """masks [B h h] bool -> [B count]: how much of each patch is covered."""
-    side = round(count**0.5)
+    side = square_side(count)
     return rearrange(masks, "b (h p) (w q) -> b (h w) p q", h=side, w=side).mean((-1, -2))
 
 
@@ -128,7 +136,9 @@ class PatchProbe:
         inside, wanted = shares(train.masks.any(1), x.shape[1]) > 0.5, test.masks.any(1)
         mean, deviation = x.mean((0, 1)), x.std((0, 1)) + 1e-6
         scaled = rearrange((x - mean) / deviation, "b n d -> (b n) d")
-        params = probe.fit(scaled, inside.ravel().astype(np.int32), 2, self.l2, self.steps)
+        labels = inside.ravel().astype(np.int32)
+        probe.check_labels(labels, 2)
+        params = probe.fit(scaled, labels, 2, self.l2, self.steps)
         scores = (y - mean) / deviation @ np.asarray(params["kernel"]) + np.asarray(params["bias"])  # [B N 2]
         size, name = test.images.shape[1], f"{self.split}/patch_iou"
         found = as_pixels(scores[..., 1] > scores[..., 0], size)

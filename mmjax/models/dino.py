@@ -211,8 +211,19 @@ class Prototypes(nn.Module):
         return matmul(x.astype(self.dtype), weight.astype(self.dtype)).astype(jnp.float32)
 
 
+def check_views(global_crops: jax.Array, local_crops: jax.Array | None) -> None:
+    """Raises where the crops are not views of the same images."""
+    if local_crops is not None and local_crops.shape[0] != global_crops.shape[0]:
+        raise ValueError(
+            "global_crops [B 2 H W 3] and local_crops [B n h w 3] must be of the same images, got "
+            f"{list(global_crops.shape)} and {list(local_crops.shape)}"
+        )
+
+
 def encode_views(backbone: vit.ViT, crops: jax.Array, masked: jax.Array | None = None, **how: Any) -> vit.ViTOutput:
     """crops [B V H W 3], masked [B V N] -> what the backbone gives of each, with axes B V first."""
+    if crops.ndim != 5:
+        raise ValueError(f"crops must be [B V H W 3], the views of an image side by side, got {list(crops.shape)}")
     views = crops.shape[1]
     masked = None if masked is None else rearrange(masked, "b v n -> (b v) n")
     out = backbone(rearrange(crops, "b v h w c -> (b v) h w c"), masked, **how)
@@ -234,6 +245,7 @@ class DINO(nn.Module):
         self, global_crops: jax.Array, local_crops: jax.Array | None = None, *, train: bool = False
     ) -> DINOOutput:
         """[B 2 H W 3] and [B V-2 h w 3], uint8 or float already normalised."""
+        check_views(global_crops, local_crops)
         groups = [global_crops] if local_crops is None else [global_crops, local_crops]
         features = [encode_views(self.backbone, crops, train=train).pooler_output for crops in groups]
         features = jnp.concatenate(features, axis=1)

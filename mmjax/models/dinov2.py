@@ -17,6 +17,7 @@ images in each branch, but computes all of them; the mask token starts at random
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -225,6 +226,13 @@ class DINOv2(nn.Module):
         """[B 2 H W 3], [B 2 N] bool and [B V-2 h w 3]; uint8, or float already normalised. With hide=False, as for the
         teacher, patches that are masked are seen, and only speak."""
         c = self.config
+        dino.check_views(global_crops, local_crops)
+        sides = [side // c.vision.patch_size for side in global_crops.shape[2:4]]
+        if masks.shape != (*global_crops.shape[:2], math.prod(sides)):
+            raise ValueError(
+                f"masks must be [B 2 N], one for each patch of global_crops, {sides[0]} x {sides[1]} of "
+                f"{c.vision.patch_size} pixels, got {list(masks.shape)} for {list(global_crops.shape)}"
+            )
         out = dino.encode_views(self.backbone, global_crops, masks if hide else None, train=train)
         features = [out.pooler_output]
         if local_crops is not None:

@@ -63,6 +63,16 @@ class DPO:
                 f"form {self.form.__name__} takes no label_smoothing, got {self.label_smoothing}: set it to 0, or take "
                 f"one of the forms that do, {taken}"
             )
+        if not 0 <= self.label_smoothing < (0.5 if self.form is robust else 1):
+            raise ValueError(
+                "label_smoothing is the share of preferences that are the wrong way round, "
+                + (
+                    "below 0.5 for robust, which divides by 1 - 2 label_smoothing"
+                    if self.form is robust
+                    else "in [0, 1)"
+                )
+                + f", got {self.label_smoothing}"
+            )
 
     def __call__(self, model: Any, variables: dict, batch: dict, rng: jax.Array, step: jax.Array):
         """batch: input_ids int, attention_mask bool and spoken bool [B T] (see `sft`), and the same with

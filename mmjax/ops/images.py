@@ -18,6 +18,12 @@ def to_float(images: jax.Array, mean: Any, std: Any) -> jax.Array:
 
     `mean` and `std` are numbers or three numbers, RGB in [0, 1]. Runs on the device: bytes travel, floats don't.
     """
+    if images.shape[-1:] != (3,):
+        # One channel would be broadcast to three.
+        raise ValueError(
+            f"images must be RGB with channels last, [... 3], got {list(images.shape)}; repeat grey three times, put "
+            "RGBA on a background, move channels that come first"
+        )
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images
     if images.dtype != jnp.uint8:
@@ -38,8 +44,29 @@ def to_pil(image: Any) -> Any:
     return Image.fromarray(image)
 
 
+def shown(image: Any) -> Any:
+    """PIL image of a file -> PIL image in RGB, as a viewer shows it: upright, on white where it is transparent, grey
+    three times. 16 bits of grey become 8, where Pillow's own conversion takes all above 255 for white. ValueError where
+    pixels are numbers without a range: 32-bit integers and floats."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are 32-bit {'integers' if image.mode == 'I' else 'floats'}, and nothing says which is black "
+            "and white; save it with 8 or 16 bits a channel"
+        )
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray(np.round(np.asarray(image, np.float32) / 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
 def cover(image: Any, size: int) -> Any:
-    """PIL image or array -> PIL image in RGB, size x size: shorter side resized to `size`, middle cut out.
+    """PIL image or array -> PIL image in RGB, size x size: shorter side resized to `size`, also where it is smaller,
+    middle cut out. As CLIP does, what is transparent shows the colours behind it; see `shown`.
 
     What OpenAI's CLIP does, step by step (openai/CLIP, clip/clip.py, through torchvision's Resize and CenterCrop):
     bicubic with antialias on bytes, the longer side rounded down, RGB after the cut.

@@ -5,7 +5,7 @@ import lookup_toys as toys
 import numpy as np
 import pytest
 
-from mmjax.evals import knn
+from mmjax.evals import features, knn
 
 RNG = np.random.default_rng(0)
 
@@ -81,3 +81,15 @@ def test_nothing_to_find_is_refused():
     data, variables = toys.Data(("a", "b"), splits, ("p",)), toys.variables(np.eye(2), np.eye(2))
     with pytest.raises(ValueError, match="no concept of 'test' is in 'train'"):
         knn.Nearest("test")(toys.Lookup(), variables, data, jax.random.key(0))
+
+
+def test_no_neighbours_are_refused_and_nan_is_nobodys_friend():
+    train, groups = unit(RNG.normal(size=(5, 3))), np.array([0, 1, 1, 2, 2])
+    with pytest.raises(ValueError, match="k must be at least 1 neighbour, got 0"):
+        knn.votes(train, train, groups, 3, 0, 0.1)
+    broken = train.copy()
+    broken[1] = np.nan
+    found = knn.votes(broken, train, groups, 3, 2, 0.1)
+    assert np.isnan(found[1]).all()
+    np.testing.assert_allclose(found[[0, 2, 3, 4]], knn.votes(train, train, groups, 3, 2, 0.1)[[0, 2, 3, 4]])
+    assert features.accuracy_metrics("x", found[1:2], groups[1:2])["x"] == 0

@@ -3,6 +3,7 @@
 import jax
 import lookup_toys as toys
 import numpy as np
+import pytest
 from scipy import optimize, special
 
 from mmjax.evals import probe
@@ -43,3 +44,13 @@ def test_what_a_line_separates_is_learned_on_one_split_and_measured_on_the_other
     assert metrics["test/probe_subgroup_accuracy_chance"] == 1 / 2
     again = measure(toys.Lookup(), toys.variables(image, np.eye(5)), data, jax.random.key(1)).metrics
     assert again == metrics
+
+
+def test_labels_that_cannot_be_learned_are_refused():
+    x = RNG.normal(size=(4, 3)).astype(np.float32)
+    with pytest.raises(ValueError, match="all 4 training rows are of class 1, .* at least two classes"):
+        probe.scores(x, np.ones(4, int), x, 2)
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 2\), got \[0, 2\]"):
+        probe.scores(x, np.array([0, 2, 0, 0]), x, 2)
+    with pytest.raises(ValueError, match="got 4 rows and 3 labels"):
+        probe.scores(x, np.array([0, 1, 0]), x, 2)

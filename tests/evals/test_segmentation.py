@@ -107,3 +107,16 @@ def test_looking_at_ones_own_pictures():
     )
     with pytest.raises(ValueError, match="knows no words"):
         look(Brightness(), {}, Request(texts=("fox",)), Blocks(), jax.random.key(0))
+
+
+def test_scenes_without_a_square_grid_or_without_objects_are_refused():
+    with pytest.raises(ValueError, match="12 patches are no square"):
+        segmentation.as_pixels(np.zeros((1, 12)), 16)
+
+    class Bare:
+        def scenes(self, split: str, count: int) -> Scene:
+            images, nothing = np.zeros((count, SIZE, SIZE, 3), np.uint8), np.zeros((count, 1, SIZE, SIZE), bool)
+            return Scene(images, nothing, np.zeros((count, 1, 4), np.float32), np.zeros((count, 1), bool))
+
+    with pytest.raises(ValueError, match="all 32 training rows are of class 0"):
+        segmentation.PatchProbe("a", count=2)(Brightness(), {}, Bare(), jax.random.key(0))

@@ -243,3 +243,17 @@ def test_no_gradient_reaches_the_teacher_or_the_targets():
             return assign(logits, np.ones((3, 2), bool), np.zeros(14, np.float32), 0.1, 0.9)[0][0, 0, 0]
 
         assert not jax.grad(value)(logits).any()
+
+
+def test_crops_and_masks_that_do_not_fit_are_refused():
+    views, masks = np.zeros((2, 2, 16, 16, 3), np.uint8), np.zeros((2, 2, 16), bool)
+    model = dinov2.DINOv2(CONFIGS["giant"])
+    shapes = functools.partial(jax.eval_shape, model.init, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"masks must be \[B 2 N\].* 4 x 4 of 4 pixels, got \[2, 2, 9\]"):
+        shapes(views, masks[..., :9])
+    with pytest.raises(ValueError, match=r"of the same images, got \[2, 2, .* and \[3, 1, "):
+        shapes(views, masks, np.zeros((3, 1, 8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"crops must be \[B V H W 3\].* got \[2, 16, 16, 3\]"):
+        jax.eval_shape(dino.DINO(dino.DINOConfig.tiny()).init, jax.random.key(0), views[:, 0])
+    with pytest.raises(ValueError, match="multiples of patch_size=4, got 3 x 3"):
+        shapes(views, masks, np.zeros((2, 1, 3, 3, 3), np.uint8))

@@ -214,3 +214,12 @@ def test_micro_batches_give_the_gradients_of_the_batch(lm, name):
     np.testing.assert_allclose(parts, value, rtol=1e-5)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), summed, gradients)
     assert max(np.abs(x).max() for x in jax.tree.leaves(gradients)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("form", "share"), [(dpo.robust, 0.5), (dpo.robust, 0.7), (dpo.sigmoid, 1.0), (dpo.sigmoid, -0.1)]
+)
+def test_a_share_of_wrong_preferences_that_makes_no_sense_is_refused(form, share):
+    with pytest.raises(ValueError, match=f"label_smoothing is the share of preferences.*got {share}"):
+        dpo.DPO(label_smoothing=share, form=form)
+    assert dpo.DPO(label_smoothing=0.4, form=form).label_smoothing == 0.4

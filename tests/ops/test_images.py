@@ -142,3 +142,39 @@ def test_all_grid_rules_keep_a_grid_of_the_same_size(golden):
     for resize in (images.resize_cubic, images.resize_cubic_antialias, images.resize_linear_corners):
         np.testing.assert_allclose(resize(golden["grid"], 7, 5), golden["grid"], atol=1e-6)
     np.testing.assert_allclose(images.resize_linear(golden["text"], 11), golden["text"], atol=1e-6)
+
+
+def shades(dtype) -> np.ndarray:
+    return np.linspace(0, np.iinfo(dtype).max, 12).reshape(3, 4).astype(dtype)
+
+
+@pytest.mark.parametrize("kind", ["grey", "grey16.png", "grey16.tif", "palette", "half clear"])
+def test_files_of_all_kinds_are_shown_as_a_viewer_shows_them(kind, tmp_path):
+    path, grey = tmp_path / kind.replace("grey16.", "x."), shades(np.uint8)
+    if kind == "grey":
+        Image.fromarray(grey).save(path, "png")
+    elif kind.startswith("grey16"):
+        Image.fromarray(shades(np.uint16)).save(path)
+    elif kind == "palette":
+        Image.fromarray(grey).convert("P").save(path, "png")
+    else:  # black, half covered, on white
+        Image.fromarray(np.dstack([np.zeros((3, 4, 3), np.uint8), grey])).save(path, "png")
+        grey = 255 - grey
+    with Image.open(path) as image:
+        found = np.asarray(images.shown(image))
+    assert (found.dtype, found.shape) == (np.uint8, (3, 4, 3))
+    np.testing.assert_allclose(found, np.dstack([grey] * 3).astype(float), atol=1)
+
+
+@pytest.mark.parametrize(("dtype", "named"), [(np.int32, "integers"), (np.float32, "floats")])
+def test_pixels_without_a_range_are_refused(dtype, named, tmp_path):
+    Image.fromarray(shades(np.uint8).astype(dtype)).save(tmp_path / "x.tif")
+    with Image.open(tmp_path / "x.tif") as image, pytest.raises(ValueError, match=f"32-bit {named}.*8 or 16 bits"):
+        images.shown(image)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8, 1), (1, 8, 8, 4), (1, 3, 8, 8)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_what_is_not_rgb_with_channels_last_is_refused(shape, dtype):
+    with pytest.raises(ValueError, match=r"RGB with channels last, .* got \[1, .*repeat grey.*RGBA on a background"):
+        images.to_float(np.zeros(shape, dtype), 0.5, 0.5)
