@@ -34,7 +34,7 @@ CHAPTERS["language"] = tuple(run for runs in CHAPTERS.values() for run in runs)
 LADDER = ("small_xs", "small_s", "small", "small_l", "small_16th", "small_quarter")
 CHAPTERS["ladder"] = (
     *(("ladder_captions", "--size", size) for size in LADDER),
-    *(("ladder_images", "--size", size) for size in (*LADDER, "small_2tasks", "small_3tasks")),
+    *(("ladder_images", "--size", size) for size in (*LADDER, "small_1task", "small_3tasks")),
 )
 CHAPTERS["minilm"] = (("bert_names", "--size", "minilm"), ("bert_tags", "--size", "minilm"))
 

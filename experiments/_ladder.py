@@ -15,7 +15,7 @@ whom no network saw, and on the held-out concepts alone, whose captions no netwo
     p      of the rise: the share of all orders of the runs that rise as much; at least 1/24 for 4 runs, 1/6 for 3
 
 One seed each: a rise that is not one of all pairs may be one of seeds. Rows of the records: a rung of both sides
-(xs, s, m, l; 16th, quarter), m with more tasks on the images' side; then size, data, tasks, with all pairs and rises.
+(xs, s, m, l; 16th, quarter), m with fewer or more tasks of images; then size, data, tasks, with all pairs and rises.
 The runs: python -m experiments._chapters ladder
 """
 
@@ -64,7 +64,7 @@ SIZES = ("_xs", "_s", "", "_l")
 AXES = {
     "size": Axis(SIZES, SIZES, (32, 64, 128, 192), "width of both networks"),
     "data": Axis(("_16th", "_quarter", ""), ("_16th", "_quarter", ""), (1 / 16, 1 / 4, 1), "share of the concepts"),
-    "tasks": Axis(("", "_2tasks", "_3tasks"), SIZES, (1, 2, 3), "tasks on the images' side"),
+    "tasks": Axis(("_1task", "", "_3tasks"), SIZES, (1, 2, 3), "tasks on the images' side"),
 }
 
 
@@ -73,7 +73,7 @@ def short(end: str) -> str:
 
 
 def at_first(ends: Sequence[str]) -> tuple[str, ...]:
-    """The runs of the same networks before training: more data and tasks begin with the network that m begins with."""
+    """The runs of the same networks before training: other data and tasks begin with the network that m begins with."""
     return tuple(end * (end in SIZES) for end in ends)
 
 

@@ -1,16 +1,18 @@
-"""DINO on drawings alone, in four sizes, from less data and with more tasks: one side of the Platonic ladder.
+"""DINOv2 on drawings alone, in four sizes, from less data, by fewer or more tasks: one side of the Platonic ladder.
 
 Does what a network makes of pictures come closer to what another makes of captions (ladder_captions), though neither
 sees the other's, as Huh et al. 2024 (arXiv:2405.07987, section 3) say, with size, data and tasks? `_ladder` asks.
-All have one network but for its size, the views of dino_emoji but fewer, and as many steps. Of each base size there are
+All have the network of dinov2.small but for its size, its views but fewer, and as many steps. Of each base size:
 
     BASE_xs, BASE_s, BASE, BASE_l       width 32, 64, 128, 192
     BASE_16th, BASE_quarter             BASE from a share of the concepts
-    BASE_2tasks, BASE_3tasks            BASE that also learns what is hidden (iBOT), and also how far a view was turned
+    BASE_1task, BASE_3tasks             BASE has two: what is hidden (iBOT), and whole images (DINO). One is what is
+                                        hidden alone; the third, by how many quarters a view was turned
 
 Section 3.1 of the paper expects fewer networks to be good at more tasks, and so to be more alike. Tasks vary here, not
-on captions: those without labels are well known for pictures (Zhou et al. 2022, arXiv:2111.07832; Gidaris et al. 2018,
-arXiv:1803.07728), and leave the first one as it is. A task comes with its views: 3 tasks see one more of each picture.
+on captions: those without labels are well known for pictures (Zhou et al. 2022, arXiv:2111.07832; Caron et al. 2021,
+arXiv:2104.14294; Gidaris et al. 2018, arXiv:1803.07728), and leave each other as they are. KoLeo, which spreads
+features, is in all and counts as none. The third task brings its views along: one more of each picture.
 
 tiny    seconds: does everything once, learns nothing
 small   an estimated 1 to 3 minutes each on 2 CPU cores; k-NN of validation drawings by subgroup
@@ -37,8 +39,8 @@ from mmjax.train.task import Task
 
 SIZES = {"xs": (32, 2, 2), "s": (64, 3, 4), "": (128, 4, 4), "l": (192, 6, 6)}  # width, depth, heads
 SHARES = {"16th": 1 / 16, "quarter": 1 / 4}  # of the concepts
-TASKS = {"2tasks": 2, "3tasks": 3}
-HEAD = dino.HeadConfig(hidden=256, bottleneck=64, prototypes=1024)
+TASKS = {"1task": 1, "3tasks": 3}
+HEAD = dino.HeadConfig(hidden=256, bottleneck=64, prototypes=512)
 
 
 class Turning(dinov2.DINOv2):
@@ -81,38 +83,36 @@ def task(config: dinov2.DINOv2Config, tasks: int, momentum: float, steps: int) -
     return Task(model, loss, init=init, after_update=follow, serve="teacher")
 
 
-def masks(grid: int, group: int, tasks: int) -> BlockMasks:
-    """One task hides nothing."""
-    return BlockMasks(grid, group, probability=0.5 if tasks > 1 else 0.0)
-
-
-def own(vision: vit.ViTConfig, hiding: BlockMasks, **changes) -> dinov2.DINOv2Config:
-    """DINO's loss, and iBOT's where something is hidden; never KoLeo."""
-    return dinov2.DINOv2Config(
-        vision, HEAD, patch_head=None, assign=dinov2.center_and_sharpen, teacher_temperature=(0.04, 0.04),
-        koleo_weight=0.0, group=hiding.group, hidden=hiding.most, **changes,
-    )  # fmt: skip
-
-
 def from_scratch(which: tuple[int, int, int], share: float, tasks: int, steps: int, **every) -> Experiment:
-    """Networks like dino.small, 32 pixels, two large and two small views."""
+    """Networks like dinov2.small, 32 pixels, two large and two small views."""
     width, depth, heads = which
-    published = dino.as_published(drop_path=0.05) | {"mask_token": True}
-    stem = (width // 4, width // 2)
-    vision = vit.ViTConfig(32, 8, width, depth, heads, hidden=2 * width, stem=stem, **published)
-    hiding = masks(grid=4, group=16, tasks=tasks)
-    config = own(vision, hiding, compute=Compute(unroll=steps > 100))
-    data = EmojiViews(multicrop.MultiCrop(global_size=32, local_size=16, local_count=2), hiding, share=share)
-    adamw = optim.CosineAdamW(1e-3, warmup=steps // 10, frozen_steps=steps // 10)
+    published = dinov2.as_published(registers=4) | {"layer_scale": 0.1}
+    vision = vit.ViTConfig(
+        32, 8, width, depth, heads, hidden=2 * width, stem=(width // 4, width // 2), **published
+    )  # fmt: skip
+    masks = BlockMasks(grid=4, group=16)
+    config = dinov2.DINOv2Config(
+        vision, HEAD, HEAD, ramp=steps // 3, image_weight=float(tasks > 1), group=masks.group, hidden=masks.most,
+        compute=Compute(unroll=steps > 100),
+    )  # fmt: skip
+    crops = multicrop.dinov2(global_size=32, local_size=16, local_count=2)
+    data = EmojiViews(crops, masks, share=share)
+    adamw = optim.CosineAdamW(
+        1e-3, warmup=steps // 10, clipping=optim.clip_parts, frozen_steps=steps // 10, moments_wait=False,
+        weight_decay_end=0.2,
+    )  # fmt: skip
     return Experiment(task(config, tasks, 0.98, steps), data, adamw, steps, batch_size=32, eval_every=steps, **every)
 
 
 def paper(size: str, share: float, tasks: int) -> Experiment:
     vision = {"xs": dinov2.vit_s14, "s": dinov2.vit_b14, "": dinov2.vit_l14, "l": dinov2.vit_g14}[size](image_size=224)
-    hiding, steps = masks(grid=16, group=16, tasks=tasks), 625_000
-    config = own(vision, hiding, compute=Compute(jnp.bfloat16, remat="full"))
+    masks, steps = BlockMasks(grid=16, group=16), 625_000
+    config = dinov2.DINOv2Config(
+        vision, image_weight=float(tasks > 1), ramp=37_500, group=masks.group, hidden=masks.most,
+        compute=Compute(jnp.bfloat16, remat="full"),
+    )  # fmt: skip
     adamw = optim.CosineAdamW(2e-3, warmup=100_000, frozen_steps=1_250)
-    data = EmojiViews(multicrop.dinov2(), hiding, share=share)
+    data = EmojiViews(multicrop.dinov2(), masks, share=share)
     return Experiment(task(config, tasks, 0.994, steps), data, adamw, steps, 1_024, mesh=MeshShape(fsdp=16))
 
 
@@ -120,7 +120,7 @@ def experiment(size: str) -> Experiment:
     base, _, variant = size.partition("_")
     if base not in ("tiny", "small", "paper") or variant not in {*SIZES, *SHARES, *TASKS} or size.endswith("_"):
         raise KeyError(size)
-    which, share, tasks = variant * (variant in SIZES), SHARES.get(variant, 1.0), TASKS.get(variant, 1)
+    which, share, tasks = variant * (variant in SIZES), SHARES.get(variant, 1.0), TASKS.get(variant, 2)
     if base == "paper":
         made = paper(which, share, tasks)
     elif base == "tiny":
