@@ -105,7 +105,7 @@ def blind(encoders: Mapping[str, _study.Trained], partner: str) -> Result:
             f"{name}_pictures": found.pictures,
             f"{name}_published": clip_blind.mine(*sides, limit=1).found,
         }
-        shown[f"{one}-blind"] = clip_blind.gallery(found, pairs.images, pairs.captions)
+        shown[f"{one}-blind"] = clip_blind.gallery(found, pairs.images)
         print(found)
     return Result(metrics, shown)
 

@@ -17,12 +17,13 @@ from mmjax.train import loop, run_folder
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RUNS = {
-    "01_clip": "clip_emoji",
-    "02_transformers": None,
-    "03_llm_training": None,
-    "04_mamba": None,
-    "07_platonic": None,
-}  # notebook -> the experiment whose run it looks at, if any
+    "01_clip": ("clip_emoji",),
+    "02_transformers": (),
+    "03_llm_training": (),
+    "04_mamba": (),
+    "06_eyes_wide_shut": ("clip_emoji", "dino_emoji"),
+    "07_platonic": (),
+}  # notebook -> the experiments whose runs it looks at
 
 
 def code_cells(path):
@@ -45,8 +46,8 @@ def test_committed_outputs_are_whole_and_of_this_run_only(path):
     assert len(text) > 500
     assert not re.search(r"(^|[\s'\"(])/(home|root|work|tmp|usr|Users)/", text), "an absolute path"
     assert "Warning" not in text
-    if RUNS[path.stem]:
-        small = run_folder.Recipe(ROOT / "experiments" / f"{RUNS[path.stem]}.py").build()
+    for stem in RUNS[path.stem]:
+        small = run_folder.Recipe(ROOT / "experiments" / f"{stem}.py").build()
         assert f"{small.steps:,} steps of {small.batch_size}" in text, "not a run of the experiment as it is now"
 
 
@@ -55,7 +56,7 @@ def trained(tmp_path_factory):
     """A folder with `notebooks/` and the tiny runs beside it, as in a clone."""
     folder = tmp_path_factory.mktemp("clone")
     (folder / "notebooks").mkdir()
-    for stem in filter(None, RUNS.values()):
+    for stem in sorted(set().union(*RUNS.values())):
         recipe = run_folder.Recipe(ROOT / "experiments" / f"{stem}.py", "tiny")
         loop.train(recipe.build(), folder / "runs" / f"{stem}-tiny", recipe=recipe)
     return folder

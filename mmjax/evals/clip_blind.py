@@ -229,14 +229,13 @@ def _cosine(bits: int) -> float:
 # A picture for the report
 
 
-def gallery(pairs: BlindPairs, images: np.ndarray, names: Sequence[str] | None = None) -> np.ndarray:
-    """images [N H W 3] uint8 -> [h w 3]: the most blind pairs, each under its two cosines, or under both names too."""
+def gallery(pairs: BlindPairs, images: np.ndarray) -> np.ndarray:
+    """images [N H W 3] uint8 -> [h w 3]: the most blind pairs, each under its two cosines."""
     if not len(pairs.rows):
         return pictures.captioned(np.full((1, 600, 3), 255, np.uint8), "No pair is CLIP-blind at these thresholds.")
     rows = []
     for pair, cosines in zip(pairs.rows[:SHOWN], pairs.cosines, strict=False):
         text = " / ".join(f"{cosine:.2f}" for cosine in cosines)
-        text += "" if names is None else f"  {', '.join(dict.fromkeys(names[n] for n in pair))}"
         rows.append(pictures.Row(text, images[pair], np.zeros(2, bool)))
     columns = min(len(rows), 4)
     sheet = pictures.gallery(rows, columns)

@@ -8,9 +8,9 @@ A table stands between two marks, and is replaced there (--check only compares, 
     <!-- /results -->
 
 The mark names experiments, "llama_dpo,llama_grpo", or one size of them as "clip_emoji-small", and the metrics to show;
-without metrics, all that have a chance. Of runs with the same size, overrides and seed the last recorded one counts.
-Each line holds `stem size overrides seed commit steps devices date seconds metrics judge`, as `mmjax train --record`
-writes it.
+without metrics, all that have a chance. A run that has none of them is left out. Of runs with the same size, overrides
+and seed the last recorded one counts. Each line holds `stem size overrides seed commit steps devices date seconds
+metrics judge`, as `mmjax train --record` writes it.
 
 The table of plans stands between <!-- plans --> and <!-- /plans -->: the newest line of each experiment, size,
 overrides and topology, as `mmjax plan --record` writes it.
@@ -64,7 +64,7 @@ def table(name: str, metrics: Sequence[str], results: Sequence[dict]) -> str:
             f"results of {name!r} hold no {', '.join(missing)}; they hold {', '.join(runs[-1]['metrics'])}"
         )
     rows = [["run", *metrics, "steps", "minutes", "seed", "devices", "commit"]]
-    for run in runs:
+    for run in (run for run in runs if any(key in run["metrics"] for key in metrics)):
         what = " ".join([run["stem"], run["size"], *(f"`{one}`" for one in run["overrides"])])
         minutes = f"{run['seconds'] / 60:.1f}"
         numbers = [cell(run["metrics"], key) for key in metrics]

@@ -35,7 +35,8 @@ def test_the_mark_chooses_metrics_and_size():
     table = results.table("clip_emoji-small", ["twemoji/images"], runs)
     assert "**1,555**" in table
     assert "tiny" not in table
-    assert "| – |" in results.table("clip_emoji", ["loss"], runs)
+    assert "| – |" in results.table("clip_emoji", ["loss", "twemoji/images"], runs)
+    assert "small" not in results.table("clip_emoji", ["loss"], runs)  # a run that has none of the metrics
 
 
 def test_experiments_that_are_compared_share_a_table():
