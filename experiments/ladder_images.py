@@ -2,7 +2,7 @@
 
 Does what a network makes of pictures come closer to what another makes of captions (ladder_captions), though neither
 sees the other's, as Huh et al. 2024 (arXiv:2405.07987, section 3) say, with size, data and tasks? `_ladder` asks.
-All have the network of dinov2.small but for its size, its views but fewer, and as many steps. Of each base size:
+All have the network of dinov2.small but for its size, milder and fewer views, and as many steps. Of each base size:
 
     BASE_xs, BASE_s, BASE, BASE_l       width 32, 64, 128, 192
     BASE_16th, BASE_quarter             BASE from a share of the concepts
@@ -92,10 +92,13 @@ def from_scratch(which: tuple[int, int, int], share: float, tasks: int, steps: i
     )  # fmt: skip
     masks = BlockMasks(grid=4, group=16)
     config = dinov2.DINOv2Config(
-        vision, HEAD, HEAD, ramp=steps // 3, image_weight=float(tasks > 1), group=masks.group, hidden=masks.most,
-        compute=Compute(unroll=steps > 100),
+        vision, HEAD, HEAD, teacher_temperature=(0.02, 0.02), image_weight=float(tasks > 1), group=masks.group,
+        hidden=masks.most, compute=Compute(unroll=steps > 100),
     )  # fmt: skip
-    crops = multicrop.dinov2(global_size=32, local_size=16, local_count=2)
+    # Drawings of 32 pixels bear less than photographs do.
+    crops = multicrop.dinov2(
+        global_size=32, local_size=16, local_count=2, global_scale=(0.5, 1.0), local_scale=(0.2, 0.6), solarise=0.0
+    )  # fmt: skip
     data = EmojiViews(crops, masks, share=share)
     adamw = optim.CosineAdamW(
         1e-3, warmup=steps // 10, clipping=optim.clip_parts, frozen_steps=steps // 10, moments_wait=False,
@@ -126,5 +129,5 @@ def experiment(size: str) -> Experiment:
     elif base == "tiny":
         made = from_scratch(SIZES[which], share, tasks, steps=4, save_every=4, log_every=1)
     else:
-        made = from_scratch(SIZES[which], share, tasks, steps=500, log_every=20)
+        made = from_scratch(SIZES[which], share, tasks, steps=400, log_every=20)
     return dataclasses.replace(made, evals=(KNN("validation"),))
