@@ -50,4 +50,5 @@ def test_picture_and_share():
     result = patch_map.PatchMap("validation", count=6)(Colours(), {}, Scenes(), jax.random.key(0))
     assert result.metrics["validation/patch_variance"] == pytest.approx(1)  # three colours have three components
     picture = result.pictures["validation patch colours"]
-    assert picture.dtype == np.uint8 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+    assert picture.dtype == np.uint8
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
