@@ -1,12 +1,14 @@
 """The experiments of DINO and DINOv2 at their tiny size, and that they ask of the data what the models expect."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from mmjax.train import loop, overrides, run_folder
+from mmjax.models import dinov2
+from mmjax.train import loop, overrides, run_folder, trees
 
 FILES = {name: Path(f"experiments/{name}_emoji.py") for name in ("dino", "dinov2")}
 FINAL = {
@@ -27,6 +29,36 @@ def test_it_runs_and_says_its_numbers(name, tmp_path):
     student, teacher = (outcome.state.variables[name]["head"]["up"]["kernel"] for name in ("params", "teacher"))
     assert np.abs(student - teacher).max() > 0
     assert list((tmp_path / "run" / "pictures").rglob("*attention*.png"))
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("name", FILES)
+def test_stopped_runs_go_on_bit_for_bit(name, tmp_path, monkeypatch):
+    """Stopped after 1 and 3 of 5 steps: while the prototypes are frozen, and after. The teacher, the centers and both
+    of Adam's moments come back, and so do the crops, the masks and the branches left out."""
+    experiment = overrides.load_experiment(FILES[name], "tiny")
+    task = experiment.task
+    if name == "dinov2":  # Sinkhorn has no centers
+        config = dataclasses.replace(task.model.config, assign=dinov2.center_and_sharpen)
+        task = dataclasses.replace(task, model=dinov2.DINOv2(config))
+    experiment = dataclasses.replace(experiment, task=task, steps=5, save_every=5, evals=(), final_evals=())
+    mesh = experiment.mesh.build(jax.devices()[:1])
+    straight = loop.train(experiment, tmp_path / "straight", mesh=mesh)
+
+    left = [1, 3]
+    monkeypatch.setattr(loop.Stop, "asked", lambda _, made: bool(left) and made >= left[0] and left.pop(0) > 0)
+    parts = [loop.train(experiment, tmp_path / "parts", mesh=mesh, resume=True) for _ in range(3)]
+    assert [(one.state.step, one.stopped) for one in parts] == [(1, True), (3, True), (5, False)]
+    losses = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("straight", "parts")]
+    assert losses[0] == losses[1]
+    assert losses[0].count('"loss"') == 5
+    wanted, found = (trees.leaves(one.state) for one in (straight, parts[-1]))
+    kinds = {part for path in wanted for part in path.split("/") if part in ("params", "teacher", "center", "mu", "nu")}
+    assert kinds == {"params", "teacher", "center", "mu", "nu"}
+    assert wanted.keys() == found.keys()
+    for path, x in wanted.items():
+        np.testing.assert_array_equal(found[path], x, err_msg=path)
+    assert all(np.any(x) for path, x in wanted.items() if "/center/" in path)
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "paper"])
