@@ -7,10 +7,11 @@
     text         gpt_text, mamba2_text and llama_text over as many steps
     lengths      llama_lengths
     language     all of the above
-    ladder       ladder_images and ladder_captions in all their sizes; then: python -m experiments._ladder
+    ladder       ladder_images and ladder_captions in all their sizes, then the study _ladder
+    vision       clip_emoji, siglip_emoji, dino_emoji, dinov2_emoji, the studies _encoders and _eyes_wide_shut; ladder
     minilm       bert_names and bert_tags from the weights in weights/minilm (see bert_names)
 
-OPTIONS go to each `mmjax train`, such as --record. What was interrupted goes on when this is run again.
+OPTIONS go to each `mmjax train` and each study, such as --record. What was interrupted goes on when this is run again.
 """
 
 import subprocess
@@ -35,7 +36,10 @@ LADDER = ("small_xs", "small_s", "small", "small_l", "small_16th", "small_quarte
 CHAPTERS["ladder"] = (
     *(("ladder_captions", "--size", size) for size in LADDER),
     *(("ladder_images", "--size", size) for size in (*LADDER, "small_1task", "small_3tasks")),
+    ("_ladder",),
 )
+ENCODERS = ("clip_emoji", "siglip_emoji", "dino_emoji", "dinov2_emoji", "_encoders", "_eyes_wide_shut")
+CHAPTERS["vision"] = (*((stem,) for stem in ENCODERS), *CHAPTERS["ladder"])
 CHAPTERS["minilm"] = (("bert_names", "--size", "minilm"), ("bert_tags", "--size", "minilm"))
 
 
@@ -45,7 +49,9 @@ def main(chapter: str = "", *options: str) -> int:
         print(f"no chapter {chapter!r}; there are {', '.join(CHAPTERS)}", file=sys.stderr)
         return 2
     for stem, *own in CHAPTERS[chapter]:
-        words = ["-m", "mmjax", "train", f"experiments/{stem}.py", "--resume", *own, *options]
+        study = stem.startswith("_")
+        what = [f"experiments.{stem}"] if study else ["mmjax", "train", f"experiments/{stem}.py", "--resume"]
+        words = ["-m", *what, *own, *options]
         print("python", *words, flush=True)
         if code := subprocess.run([sys.executable, *words]).returncode:
             return code

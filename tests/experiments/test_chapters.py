@@ -17,6 +17,12 @@ CHAPTERS = runpy.run_path(str(EXPERIMENTS / "_chapters.py"))["CHAPTERS"]
 def test_every_run_exists_and_comes_after_what_it_starts_from(chapter):
     done = set()
     for stem, *options in CHAPTERS[chapter]:
+        if stem.startswith("_"):  # a study; its docstring says which runs it reads
+            about = (EXPERIMENTS / f"{stem}.py").read_text().split('"""')[1]
+            needed = set(re.findall(r"\b(?:[a-z0-9]+_emoji|ladder_[a-z]+)\b", about))
+            assert needed, stem
+            assert needed <= done, f"{stem} reads {needed}"
+            continue
         size = options[options.index("--size") + 1] if "--size" in options else "small"
         settings = [options[i + 1] for i, word in enumerate(options) if word == "--set"]
         experiment = overrides.load_experiment(EXPERIMENTS / f"{stem}.py", size, settings)
@@ -37,5 +43,8 @@ def test_options_reach_each_run_and_the_first_failure_ends_it(monkeypatch, capsy
     assert module["main"]("bert", "--record") == 3
     assert [re.search(r"\w+(?=\.py)", " ".join(one))[0] for one in started] == ["bert_cldr", "bert_names"]
     assert all(one[-1] == "--record" and "--resume" in one for one in started)
+    started.clear()
+    assert module["main"]("ladder", "--record") == 0
+    assert started[-1] == ["-m", "experiments._ladder", "--record"]
     assert module["main"]("nothing") == 2
     assert "no chapter 'nothing'; there are bert, " in capsys.readouterr().err
