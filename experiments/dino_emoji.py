@@ -53,7 +53,7 @@ def small() -> Experiment:
     steps, epoch = 1_400, 118
     config = dataclasses.replace(dino.small(), epoch=epoch, compute=Compute(unroll=True))
     # Scenes twice as large as the views, so that attention has 8 x 8 places and objects are as large as in training.
-    data = EmojiViews(multicrop.MultiCrop(global_size=32, local_size=16, local_count=4), scene_size=64)
+    data = EmojiViews(multicrop.small(), scene_size=64)
     adamw = optim.CosineAdamW(1e-3, warmup=epoch, frozen_steps=epoch)
     every = {"save_every": 500, "eval_every": 500, "log_every": 20}
     return Experiment(task(dino.DINO(config), 0.98, steps), data, adamw, steps, batch_size=64, **every)

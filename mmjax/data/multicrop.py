@@ -58,6 +58,11 @@ def dinov2(**changes) -> MultiCrop:
     return MultiCrop(**{"local_size": 98, "global_scale": (0.32, 1.0), "local_scale": (0.05, 0.32)} | changes)
 
 
+def small() -> MultiCrop:
+    """For drawings of 64 pixels, seen at 32 and 16: not published."""
+    return MultiCrop(32, 16, local_count=2, global_scale=(0.5, 1.0), local_scale=(0.2, 0.6), solarise=0.0)
+
+
 class Draw(NamedTuple):
     """The random numbers of a batch; views in the order global, global, local ..."""
 
