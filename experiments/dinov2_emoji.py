@@ -64,7 +64,7 @@ def tiny() -> Experiment:
 
 def small() -> Experiment:
     steps, epoch = 1_500, 118
-    # Milder and fewer views than published, as a twentieth of a drawing of 32 pixels shows nothing; targets sharper, and
+    # Milder and fewer views than published, as a twentieth of a drawing of 32 pixels shows nothing; sharper targets and
     # a stronger push apart: without it, features of a network this young all lie along three directions.
     small = dataclasses.replace(dinov2.small(), teacher_temperature=(0.03, 0.03), koleo_weight=0.3)
     config = dataclasses.replace(small, compute=Compute(unroll=True))
