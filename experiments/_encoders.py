@@ -4,6 +4,8 @@
     dino_emoji, dinov2_emoji                                 from drawings alone
     clip_emoji, siglip_emoji                                 from drawings and their names
 
+Each by its class token ("DINO") and, as pixels are, by all of its patches in their places ("DINO, patches").
+
 What is asked: the subgroup of Twemoji's drawings by k-NN and by a linear probe fitted on the training artists, the
 concept by the nearest of their drawings, and where objects are in scenes of Twemoji's, by the class token's attention
 and by a linear probe of patches. The runs cost about the same (minutes: README).
@@ -36,6 +38,19 @@ class Pixels(nn.Module):
         return rearrange(image_ops.to_float(images, 0.5, 0.5), "b h w c -> b (h w c)")
 
 
+class Patches(nn.Module):
+    """Of a model with `encode_patches`, all of them as one embedding, as the raw pixels are."""
+
+    inner: nn.Module
+
+    def encode_image(self, images: jax.Array) -> jax.Array:  # [B H W 3] -> [B N * D]
+        return rearrange(self.inner.encode_patches(images), "b n d -> b (n d)")
+
+
+def patches(trained: _study.Trained) -> _study.Trained:
+    return trained._replace(model=Patches(trained.model), variables={"params": {"inner": trained.variables["params"]}})
+
+
 def measured(trained: _study.Trained, evals: Iterable) -> Result:
     found = [one(*trained, jax.random.key(0)) for one in evals]
     metrics = {name: value for one in found for name, value in one.metrics.items()}
@@ -52,15 +67,16 @@ def larger_scenes(trained: _study.Trained, data: object) -> _study.Trained:
 def measure(runs: Path, size: str) -> dict[str, Result]:
     folder = {stem: runs / f"{stem}_emoji-{size}" for stem in ("dino", "dinov2", "clip", "siglip")}
     dino = _study.load(folder["dino"])
-    clip = larger_scenes(_study.load(folder["clip"]), dino.data)
-    return {
-        "raw pixels": measured(_study.Trained(Pixels(), {}, dino.data), WHOLE),
-        "untrained": measured(_study.untrained(folder["dino"]), WHOLE + PLACES),
-        "DINO": measured(dino, WHOLE + PLACES),
-        "DINOv2": measured(_study.load(folder["dinov2"]), WHOLE + PLACES),
-        "CLIP": measured(clip, WHOLE + PLACES),
-        "SigLIP": measured(_study.load(folder["siglip"]), WHOLE),
+    encoders = {
+        "untrained": _study.untrained(folder["dino"]),
+        "DINO": dino,
+        "DINOv2": _study.load(folder["dinov2"]),
+        "CLIP": larger_scenes(_study.load(folder["clip"]), dino.data),
     }
+    found = {"raw pixels": measured(_study.Trained(Pixels(), {}, dino.data), WHOLE)}
+    found |= {name: measured(one, WHOLE + PLACES) for name, one in encoders.items()}
+    found["SigLIP"] = measured(_study.load(folder["siglip"]), WHOLE)
+    return found | {f"{name}, patches": measured(patches(one), WHOLE) for name, one in encoders.items()}
 
 
 if __name__ == "__main__":

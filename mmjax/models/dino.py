@@ -64,6 +64,7 @@ class DINOConfig:
     ramp: int = 0  # epochs from the first to the second
     epoch: int = 1  # steps; the temperature moves once in each
     center_momentum: float = 0.9
+    spread: Callable | None = None  # features of the student's global views [B 2 D] -> what is added to the loss
     compute: Compute = Compute()
 
     @classmethod
@@ -286,6 +287,8 @@ def loss(model: DINO, variables: dict, batch: dict, rng: jax.Array, step: jax.Ar
     temperature = teacher_temperature(c, step)
     targets = centred(teacher.logits, center, temperature)
     value = self_distillation(student.logits, targets, c.student_temperature)
+    if c.spread is not None:
+        value = value + c.spread(student.features[:, :2])
     metrics = {"loss": value, "teacher_temperature": temperature, **health(teacher.features, targets)}
     # The next step's: this one's targets know nothing of this batch's mean.
     center = moved_center(center, teacher.logits, c.center_momentum)

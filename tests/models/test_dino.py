@@ -153,6 +153,18 @@ def test_no_gradient_reaches_the_teacher():
     assert not jax.grad(value)(np.random.default_rng(0).normal(size=(1, 2, 5)).astype(np.float32)).any()
 
 
+def test_what_pushes_features_apart_is_added_to_the_loss():
+    def push(features):
+        return 0.01 * (features**2).sum()
+
+    pushed = dino.DINO(dataclasses.replace(CONFIG, spread=push))
+    value, aux = jax.jit(lambda v, b: dino.loss(pushed, v, b, jax.random.key(0), 0))(start(), views(0))
+    features = jax.jit(MODEL.apply)(start(), **views(0)).features
+    assert features.shape[1] == 4
+    np.testing.assert_allclose(value, GOLDEN["losses"][0] + push(features[:, :2]), rtol=1e-5)
+    assert aux.metrics["loss"] == value
+
+
 def test_health_tells_both_kinds_of_collapse():
     rng, one_hot = np.random.default_rng(0), np.eye(6, dtype=np.float32)
     features = rng.normal(size=(3, 2, 4)).astype(np.float32)
