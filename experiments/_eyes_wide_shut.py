@@ -8,7 +8,8 @@ shows (data/emoji_details.py). Of each encoder they get the mean of the patch to
 DINO's last without its norm, each in its own colours), every column scaled to mean 0 and deviation 1. Additive: half of
 CLIP's and half of DINO's columns. Interleaved: both side by side, which is what a linear readout of interleaved tokens
 with linear adapters can see, and twice as wide. "embedding" rows read CLIP's projected embedding and DINO's class token
-instead. How hard the questions are was chosen on the validation drawings of the training artists.
+instead. First versions of colour, count and relation were answered nearly always, by Twemoji's drawings too; how hard
+they are now was chosen on the validation drawings of the training artists.
 
 CLIP-blind pairs are Twemoji's drawings of different concepts: cosine above all but 1 in 1,000 in one encoder, and below
 the median of the other; chance is what independent encoders would give.
