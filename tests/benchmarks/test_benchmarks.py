@@ -111,6 +111,7 @@ def test_mamba_races_the_originals_with_the_same_logits():
     assert "mamba2 against transformers" in out
 
 
+@pytest.mark.slow
 def test_mamba_grows_with_the_text_and_attention_with_its_square(tmp_path, capsys, monkeypatch):
     from mmjax.benchmarks import mamba
 
