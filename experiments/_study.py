@@ -42,7 +42,7 @@ def load(run: str | Path) -> Trained:
 def untrained(run: str | Path) -> Trained:
     """The same network as in a run folder, before its first step."""
     experiment = run_folder.rebuild(run)
-    batch = experiment.data.batches(2, experiment.seed)[0]
+    batch = experiment.data.batches(experiment.batch_size, experiment.seed)[0]
     variables = experiment.task.init(experiment.task.model, jax.random.key(experiment.seed), batch, {})
     return Trained(experiment.task.model, variables, experiment.data)
 

@@ -57,7 +57,7 @@ def experiment(size: str) -> Experiment:
     if base == "paper":
         made = paper(which, share)
     elif base == "tiny":
-        made = from_scratch(SIZES[which], share, steps=4, save_every=4, log_every=1)
+        made = from_scratch((SIZES[which][0] // 4, 2, 2), share, steps=4, save_every=4, log_every=1)
     else:
         made = from_scratch(SIZES[which], share, steps=400, log_every=20)
     return dataclasses.replace(made, evals=(Perplexity("validation"),))

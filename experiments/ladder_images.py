@@ -2,7 +2,7 @@
 
 Does what a network makes of pictures come closer to what another makes of captions (ladder_captions), though neither
 sees the other's, as Huh et al. 2024 (arXiv:2405.07987, section 3) say, with size, data and tasks? `_ladder` asks.
-All have the network of dinov2.small but for its size, milder and fewer views, and as many steps. Of each base size:
+All have one network but for its size, milder and fewer views than published, and as many steps. Of each base size:
 
     BASE_xs, BASE_s, BASE, BASE_l       width 32, 64, 128, 192
     BASE_16th, BASE_quarter             BASE from a share of the concepts
@@ -84,7 +84,7 @@ def task(config: dinov2.DINOv2Config, tasks: int, momentum: float, steps: int) -
 
 
 def from_scratch(which: tuple[int, int, int], share: float, tasks: int, steps: int, **every) -> Experiment:
-    """Networks like dinov2.small, 32 pixels, two large and two small views."""
+    """Networks with convolutions before patches of 8 pixels, as dinov2.small; two large and two small views."""
     width, depth, heads = which
     published = dinov2.as_published(registers=4) | {"layer_scale": 0.1}
     vision = vit.ViTConfig(
@@ -127,7 +127,7 @@ def experiment(size: str) -> Experiment:
     if base == "paper":
         made = paper(which, share, tasks)
     elif base == "tiny":
-        made = from_scratch(SIZES[which], share, tasks, steps=4, save_every=4, log_every=1)
+        made = from_scratch((SIZES[which][0] // 4, 2, 2), share, tasks, steps=4, save_every=4, log_every=1)
     else:
         made = from_scratch(SIZES[which], share, tasks, steps=400, log_every=20)
     return dataclasses.replace(made, evals=(KNN("validation"),))
