@@ -8,8 +8,8 @@ Both sides take the same uint8 crops and start from the same weights: student an
 gradients, clipping array by array, AdamW with a moving decay, and the teacher's average. That they compute the same is
 asserted before anything is timed, by the losses of several updates. The original's networks, loss, groups of
 parameters, clipping and schedules are called as they are; its loop, which wants a GPU, is written out here. It has no
-convolutional stem and draws its own random numbers, so both sides run without a stem and without stochastic depth, and
-with the last layer moving from the start. They take turns as in benchmarks/clip.py.
+convolutional stem, no KoLeo, and draws its own random numbers, so both sides run without a stem, without KoLeo and
+without stochastic depth, and with the last layer moving from the start. They take turns as in benchmarks/clip.py.
 """
 
 import argparse
@@ -45,7 +45,10 @@ def main() -> None:
     print(paired.machine("jax", "flax", "torch"))
     print(f"{options.experiment} {options.size}: {crops}, {len(os.sched_getaffinity(0))} threads a side, float32")
     c, head = experiment.task.model.config.vision, experiment.task.model.config.head
-    print(f"patch {c.patch_size}, width {c.width}, depth {c.depth}, heads {c.num_heads}, hidden {c.hidden}; {head}")
+    print(
+        f"patch {c.patch_size}, width {c.width}, depth {c.depth}, heads {c.num_heads}, hidden {c.hidden}; "
+        f"head {head.hidden}, {head.bottleneck}, {head.prototypes}"
+    )
     print(f"{options.pairs} pairs, {STEPS} updates a turn, order A B B A; load {os.getloadavg()[0]:.1f}")
     theirs = _rival(options.checkout, ours, experiment, fixed)
     if theirs is None:
@@ -79,7 +82,8 @@ def _experiment(options: argparse.Namespace) -> Any:
         raise SystemExit(f"{options.experiment} does not exist; run from the repository's root, or give --experiment")
     experiment = runpy.run_path(str(options.experiment))["experiment"](options.size)
     config = experiment.task.model.config
-    config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, stem=(), drop_path=0.0))
+    vision = dataclasses.replace(config.vision, stem=(), drop_path=0.0)
+    config = dataclasses.replace(config, vision=vision, spread=None)
     # No warm-up: the first of the compared updates shall move something.
     optimizer = dataclasses.replace(experiment.optimizer, warmup=0, frozen_steps=0)
     task = dataclasses.replace(experiment.task, model=type(experiment.task.model)(config))
