@@ -48,7 +48,8 @@ class Patches(nn.Module):
 
 
 def patches(trained: _study.Trained) -> _study.Trained:
-    return trained._replace(model=Patches(trained.model), variables={"params": {"inner": trained.variables["params"]}})
+    inside = {name: {"inner": tree} for name, tree in trained.variables.items()}
+    return trained._replace(model=Patches(trained.model), variables=inside)
 
 
 def measured(trained: _study.Trained, evals: Iterable) -> Result:

@@ -1,6 +1,6 @@
 """What CLIP does not see, and whether DINO's features help: python -m experiments._eyes_wide_shut [--record]
 
-    clip_emoji, dino_emoji, and dinov2_emoji where its run is there
+    clip_emoji, dino_emoji, dinov2_emoji
 
 Linear probes, fitted on the training artists' drawings, are read at Twemoji's: which way up a drawing is, what colour,
 how many copies, on which side of a large copy a small one lies, which subgroup of faces; and, for comparison, what it
@@ -120,7 +120,7 @@ def sheet(asked: list[Asked]) -> np.ndarray:
 
 def measure(runs: Path, size: str) -> dict[str, Result]:
     folders = {name: runs / f"{name.lower()}_emoji-{size}" for name in ("CLIP", "DINO", "DINOv2")}
-    encoders = {name: _study.load(path) for name, path in folders.items() if name != "DINOv2" or path.exists()}
+    encoders = {name: _study.load(path) for name, path in folders.items()}
     pixels, metrics, seen = encoders["CLIP"].model.config.vision.image_size, {}, []
     for question in emoji_details.QUESTIONS:
         train, test = (question(split, pixels, LARGEST.get(size, 4_000)) for split in ("train", SPLIT))

@@ -16,7 +16,7 @@ import jax
 
 from mmjax.nn.outputs import Result
 from mmjax.report import page
-from mmjax.train import checkpoint, logging, run_folder
+from mmjax.train import checkpoint, logging, run_folder, step
 
 RECORDS = Path("experiments/results.jsonl")
 
@@ -30,20 +30,23 @@ class Trained(NamedTuple):
 
 
 def load(run: str | Path) -> Trained:
-    """A run folder's newest whole checkpoint, with the data that its evals read."""
+    """The end of a run, with the data that its evals read. Runs that are not there or not finished are refused."""
+    stem, _, size = Path(run).name.partition("-")
+    command = f"mmjax train experiments/{stem}.py --size {size} --resume --workdir {run}"
     if not run_folder.is_run(Path(run)):
-        stem, _, size = Path(run).name.partition("-")
-        command = f"mmjax train experiments/{stem}.py --size {size}"
         raise FileNotFoundError(f"{run} is no run folder; train it first: {command}")
     experiment = run_folder.rebuild(run)
+    at = checkpoint.Checkpoints(run_folder.checkpoints(run)).find()
+    if at != experiment.steps:
+        raise ValueError(f"{run} has come to step {at or 0:,} of {experiment.steps:,}; finish it first: {command}")
     return Trained(experiment.task.model, checkpoint.load_variables(Path(run), experiment.task.serve), experiment.data)
 
 
 def untrained(run: str | Path) -> Trained:
-    """The same network as in a run folder, before its first step."""
+    """The network of a run folder as it was before its first step."""
     experiment = run_folder.rebuild(run)
     batch = experiment.data.batches(experiment.batch_size, experiment.seed)[0]
-    variables = experiment.task.init(experiment.task.model, jax.random.key(experiment.seed), batch, {})
+    variables = experiment.task.init(experiment.task.model, step.key(experiment.seed, "init"), batch, {})
     return Trained(experiment.task.model, variables, experiment.data)
 
 

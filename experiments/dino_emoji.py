@@ -1,9 +1,9 @@
 """DINO on the emoji pack: learns from seven artists without any names, is asked about an eighth that it never saw.
 
 tiny    seconds: does everything once, learns nothing
-small   an estimated 7 minutes on 2 CPU cores, then k-NN and linear probes of Twemoji's subgroups, where its class token
-        looks, and which patches a probe takes for an object (numbers: README). Untrained, the same network has 0.18 by
-        k-NN, 0.20 by linear probe, and an intersection over union of 0.20 by attention and 0.29 by patches
+small   about 8 minutes on one of 2 CPU cores, then k-NN and linear probes of Twemoji's subgroups, where its class token
+        looks, and which patches a probe takes for an object (numbers, and those of the untrained network: README). Not
+        as published: features are pushed apart (`apart`)
 paper   ViT-S/16 at 224 pixels, 300 epochs of ImageNet-1k in global batches of 1,024 (facebookresearch/dino, README,
         "boosting DINO performance": 73.3 % k-NN there): for `mmjax plan` and pods
 """

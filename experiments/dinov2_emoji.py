@@ -1,7 +1,7 @@
 """DINOv2 on the emoji pack: as dino_emoji, and the student also has to say what hides behind its masks.
 
 tiny    seconds: does everything once, learns nothing
-small   an estimated 7 minutes on 2 CPU cores, then the numbers of dino_emoji (README)
+small   about 8 minutes on one of 2 CPU cores, then the numbers of dino_emoji (README)
 paper   ViT-g/14 at 224 pixels, 625,000 steps of global batches of 3,072 (facebookresearch/dinov2, train/vitg14.yaml;
         83.5 % k-NN on ImageNet-1k there): for `mmjax plan` and pods
 """

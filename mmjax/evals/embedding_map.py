@@ -17,12 +17,13 @@ COLOURED = 8  # the largest groups get a colour, the rest is grey
 
 
 def principal(x: np.ndarray, count: int = 2) -> tuple[np.ndarray, float]:
-    """x [N E] -> coordinates [N count] on the first principal components, and their share of the variance."""
+    """x [N E] -> coordinates [N count] on the first principal components, and their share of the variance (0 where
+    there is none)."""
     centred = x - x.mean(axis=0)
     _, scale, axes = np.linalg.svd(centred, full_matrices=False)
     # An axis and its opposite are equally principal; the heavier tail to the right makes the map reproducible.
     axes = axes[:count] * np.where(((centred @ axes[:count].T) ** 3).sum(axis=0) < 0, -1, 1)[:, None]
-    return centred @ axes.T, float((scale[:count] ** 2).sum() / (scale**2).sum())
+    return centred @ axes.T, float((scale[:count] ** 2).sum() / max((scale**2).sum(), 1e-30))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,7 +55,8 @@ class PatchMap:
         everything, share = colours(flat)
         front = objects(flat)
         alone = np.full_like(everything, 255)
-        alone[front] = colours(flat[front])[0]
+        if front.sum() > 3:  # a model that has collapsed tells no patch from another
+            alone[front] = colours(flat[front])[0]
         shown = features.spread(len(images), SHOWN)
         side = round(patches.shape[1] ** 0.5)
         rows = [rearrange(x, "(b h w) c -> b h w c", h=side, w=side)[shown] for x in (everything, alone)]

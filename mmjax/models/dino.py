@@ -12,7 +12,8 @@ backbone, K prototypes. The teacher is the collection "teacher", a moving averag
 the center is the collection "center", a moving average of the teacher's mean logits over the GLOBAL batch. Both keep
 answers from being the same for all images: watch teacher_entropy, batch_entropy and feature_rank.
 
-Not as in the original: views lie beside their image, not one after the other; biases of the patches start at zero.
+Not as in the original: views lie beside their image, not one after the other; biases of the patches start at zero;
+`spread` may push features apart as DINOv2 does (None as published).
 """
 
 import dataclasses
@@ -84,7 +85,7 @@ SMALL_HEAD = HeadConfig(hidden=256, bottleneck=64, prototypes=1024, init=lecun)
 
 
 def small(image_size: int = 32) -> DINOConfig:
-    """Not published: 0.7 M parameters that learn from scratch in minutes on a CPU.
+    """Not published: 0.56 M parameters that learn from scratch in minutes on a CPU.
 
     Convolutions make a token of each 8 x 8 pixels: what a run this short learns most from. The published initial values
     are meant for wider layers; in these, all pictures would look alike at first.

@@ -33,6 +33,11 @@ def test_too_few_patches_are_refused():
         patch_map.colours(np.zeros((3, 5)))
 
 
+class Nothing(nn.Module):
+    def encode_patches(self, images):
+        return np.zeros((images.shape[0], 16, 3), np.float32) + 0 * images.mean()
+
+
 class Colours(nn.Module):
     """A patch is its mean colour."""
 
@@ -52,3 +57,9 @@ def test_picture_and_share():
     picture = result.pictures["validation patch colours"]
     assert picture.dtype == np.uint8
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+
+
+def test_a_collapsed_model_gets_its_picture_too():
+    result = patch_map.PatchMap("validation", count=6)(Nothing(), {}, Scenes(), jax.random.key(0))
+    assert result.metrics["validation/patch_variance"] == 0
+    assert result.pictures["validation patch colours"].dtype == np.uint8

@@ -1,26 +1,19 @@
 """The study of what CLIP does not see, on tiny runs, and its arithmetic."""
 
-from pathlib import Path
-
-import jax
 import numpy as np
 import pytest
 
 from experiments import _eyes_wide_shut
 from mmjax.data import emoji_details
-from mmjax.train import loop, run_folder
 
 
 @pytest.mark.train
-def test_it_measures_tiny_runs(tmp_path):
-    for stem in ("clip_emoji", "dino_emoji"):
-        recipe = run_folder.Recipe(Path("experiments") / f"{stem}.py", "tiny")
-        experiment = recipe.build()
-        mesh = experiment.mesh.build(jax.devices()[:1])
-        loop.train(experiment, tmp_path / f"{stem}-tiny", recipe=recipe, mesh=mesh)
-    found = _eyes_wide_shut.measure(tmp_path, "tiny")
-    rows = ["CLIP", "CLIP embedding", "DINO", "DINO embedding", "CLIP + DINO, additive", "CLIP + DINO, interleaved"]
-    assert list(found) == [*rows, "CLIP-blind beside DINO"]
+def test_it_measures_tiny_runs(encoder_runs):
+    found = _eyes_wide_shut.measure(encoder_runs, "tiny")
+    partners = ("DINO", "DINOv2")
+    rows = [f"{name}{what}" for name in ("CLIP", *partners) for what in ("", " embedding")]
+    rows += [f"CLIP + {name}, {how}" for name in partners for how in ("additive", "interleaved")]
+    assert list(found) == [*rows, *(f"CLIP-blind beside {name}" for name in partners)]
     names = {f"held_out/{question.__name__}_accuracy" for question in emoji_details.QUESTIONS}
     for row in rows:
         assert found[row].metrics.keys() == names | {f"{name}_chance" for name in names}
@@ -28,9 +21,8 @@ def test_it_measures_tiny_runs(tmp_path):
     pairs = found["CLIP-blind beside DINO"]
     assert pairs.metrics["held_out/clip_blind_pairs_chance"] == pytest.approx(0.0005 * 1555 * 1554 / 2, abs=1)
     assert set(pairs.pictures) == {"CLIP-blind", "DINO-blind"}
-    (tmp_path / "clip_emoji-small").symlink_to(tmp_path / "clip_emoji-tiny")
-    with pytest.raises(FileNotFoundError, match="dino_emoji-small is no run folder"):
-        _eyes_wide_shut.measure(tmp_path, "small")
+    with pytest.raises(FileNotFoundError, match=r"clip_emoji-small is no run folder; .* --size small"):
+        _eyes_wide_shut.measure(encoder_runs, "small")
 
 
 def test_branches_are_scaled_by_the_training_artists_and_mixed():

@@ -199,6 +199,12 @@ def test_backbones_have_the_published_sizes(config, count):
     assert sum(x.size for x in jax.tree.leaves(shapes["params"])) == count
 
 
+def test_the_small_one_is_as_small_as_it_says():
+    views = jax.ShapeDtypeStruct((1, 2, 32, 32, 3), jnp.uint8)
+    shapes = jax.eval_shape(dino.DINO(dino.small()).init, jax.random.key(0), views)
+    assert round(sum(x.size for x in jax.tree.leaves(shapes["params"])) / 1e6, 2) == 0.56
+
+
 @pytest.mark.parametrize(("width", "count"), [(384, 22_352_128), (768, 23_138_560)])
 def test_heads_have_the_published_sizes(width, count):
     features = jax.ShapeDtypeStruct((1, width), jnp.float32)
