@@ -61,7 +61,7 @@ class PatchMap:
         side = round(patches.shape[1] ** 0.5)
         rows = [rearrange(x, "(b h w) c -> b h w c", h=side, w=side)[shown] for x in (everything, alone)]
         sheet = pictures.contact_sheet([images[shown], *rows], [""] * len(shown))
-        caption = f"Three components of all patches ({share:.0%} of the variance), then of those that the first picks."
+        caption = f"Three components of all patches ({share:.0%} of the variance); below, of objects."
         return Result(
             {f"{self.split}/patch_variance": share},
             {f"{self.split} patch colours": pictures.captioned(sheet, caption)},
