@@ -3,7 +3,7 @@
     pictures [B S S 3] -resized crop, flip-> -jitter, grey, blur, solarise-> global [B 2 s s 3], local [B n s s 3]
 
 Source: Caron et al. 2020, arXiv:2006.09882, section 3.3, with the numbers of facebookresearch/dino, main_dino.py, and
-facebookresearch/dinov2, data/augmentations.py; the first global view is always blurred, only the second solarised.
+facebookresearch/dinov2, data/augmentations.py; only the second global view is solarised.
 
 B batch, S source side, s side of a view, V = 2 + n views, P = s * s pixels. Images at the boundary are uint8, channels
 last; inside they are float32 [B 3 P] in [0, 1] from the crop to the end, where the originals round to bytes after each
@@ -21,7 +21,6 @@ from mmjax.data.augment import LUMA
 
 TRIES = 10  # for a crop that fits, before all of the picture is taken (torchvision's RandomResizedCrop)
 RATIO = (3 / 4, 4 / 3)  # width / height of a crop
-PUBLISHED = (224, 96)  # sides of global and local views that blur's radii are meant for
 THRESHOLD = 128 / 255  # solarising inverts what is at least as bright
 
 
@@ -41,8 +40,11 @@ class MultiCrop:
     hue: float = 0.1  # turns of the colour circle, each way
     grey: float = 0.2  # probability
     blur: tuple[float, float, float] = (1.0, 0.1, 0.5)  # probabilities of the two global views and of the local ones
-    radius: tuple[float, float] = (0.1, 2.0)  # of the blur: deviation in pixels of a view of its PUBLISHED size
+    radius: tuple[float, float] = (0.1, 2.0)  # of the blur: deviation in pixels of a view of its published size
     solarise: float = 0.2  # probability of the second global view
+    published: tuple[int, int] = (224, 96)  # sides of global and local views that the blur's pixels are meant for
+    reaches: float = 4.0  # where the blur is cut off, in its largest deviations
+    edges: str = "edge"  # what the blur sees beyond them: they repeat, or np.pad's "reflect"
 
     @property
     def views(self) -> int:  # V
@@ -50,12 +52,18 @@ class MultiCrop:
 
     def reach(self, size: int, published: int) -> int:
         """How many pixels away a blurred view of this size looks: the same for all rows, whoever renders them."""
-        return max(1, math.ceil(4 * self.radius[1] * size / published))
+        return max(1, math.ceil(self.reaches * self.radius[1] * size / published))
 
 
 def dinov2(**changes) -> MultiCrop:
-    """DINOv2's views: crops are split at another share of the area, local ones hold 7 x 7 patches of 14 pixels."""
-    return MultiCrop(**{"local_size": 98, "global_scale": (0.32, 1.0), "local_scale": (0.05, 0.32)} | changes)
+    """DINOv2's views: crops are split at another share of the area, local ones hold 7 x 7 patches of 14 pixels.
+
+    Its blur has 9 x 9 pixels (data/transforms.py), and chances that were meant as DINO's but are taken for those of no
+    blur, so that the first global view is never blurred and the second nearly always: released models saw it so.
+    """
+    blur = {"blur": (0.0, 0.9, 0.5), "published": (224, 98), "reaches": 2.0, "edges": "reflect"}
+    crops = {"local_size": 98, "global_scale": (0.32, 1.0), "local_scale": (0.05, 0.32)}
+    return MultiCrop(**{**crops, **blur, **changes})
 
 
 def small() -> MultiCrop:
@@ -82,7 +90,7 @@ def draw(config: MultiCrop, batch_size: int, side: int, rng: np.random.Generator
     few = np.arange(config.views) < 2  # the global ones
     scale = np.where(few, *(np.array(x)[:, None] for x in (config.global_scale, config.local_scale)))  # [2 V]
     blur = np.array([*config.blur[:2], *[config.blur[2]] * config.local_count])
-    shrunk = np.where(few, config.global_size / PUBLISHED[0], config.local_size / PUBLISHED[1])
+    shrunk = np.where(few, config.global_size / config.published[0], config.local_size / config.published[1])
     spread = np.array([config.brightness, config.contrast, config.saturation, config.hue])
     return Draw(
         crop=crops(scale, shape, side, rng),
@@ -126,14 +134,15 @@ def render(pictures: np.ndarray, draws: Draw, config: MultiCrop) -> dict[str, np
     for name, (views, size) in parts.items():
         mine = Draw(*(field[:, views] for field in draws))
         if mine.flip.size:
-            reach = config.reach(size, PUBLISHED[name == "local_crops"])
+            reach = config.reach(size, config.published[name == "local_crops"])
             each = [Draw(*(field[:, v] for field in mine)) for v in range(mine.flip.shape[1])]
             seen = [source[:, views][:, v] if own else source for v in range(len(each))]
-            found[name] = np.stack([view(x, one, size, reach) for x, one in zip(seen, each, strict=True)], axis=1)
+            how = size, reach, config.edges
+            found[name] = np.stack([view(x, one, *how) for x, one in zip(seen, each, strict=True)], axis=1)
     return found
 
 
-def view(source: np.ndarray, draws: Draw, size: int, reach: int) -> np.ndarray:
+def view(source: np.ndarray, draws: Draw, size: int, reach: int, edges: str = "edge") -> np.ndarray:
     """One view of each picture [B 3 S S] float -> [B size size 3] uint8. Fields of `draws` are [B ...]."""
     x = rearrange(resized_crop(source, draws.crop, draws.flip, size), "b c h w -> b c (h w)")
     jitter(x, draws)
@@ -141,7 +150,7 @@ def view(source: np.ndarray, draws: Draw, size: int, reach: int) -> np.ndarray:
     blurred = draws.sigma > 0
     if blurred.any():
         image = rearrange(x[blurred], "b c (h w) -> b c h w", h=size)
-        x[blurred] = rearrange(blur(image, draws.sigma[blurred], reach), "b c h w -> b c (h w)")
+        x[blurred] = rearrange(blur(image, draws.sigma[blurred], reach, edges), "b c h w -> b c (h w)")
     bright = draws.solarise[:, None, None] & (x >= THRESHOLD)
     x = np.where(bright, 1 - x, x)
     return rearrange((255 * x + 0.5).astype(np.uint8), "b c (h w) -> b h w c", h=size)
@@ -218,13 +227,13 @@ def jitter(x: np.ndarray, draws: Draw) -> None:
                 x[rows] = operation(x[rows], draws.amount[rows, number][:, None, None])
 
 
-def blur(x: np.ndarray, sigma: np.ndarray, reach: int) -> np.ndarray:
-    """[B 3 h w], sigma [B] > 0 -> Gaussian blur, cut off beyond `reach` pixels; edges repeat."""
+def blur(x: np.ndarray, sigma: np.ndarray, reach: int, edges: str = "edge") -> np.ndarray:
+    """[B 3 h w], sigma [B] > 0 -> Gaussian blur, cut off beyond `reach` pixels; edges: np.pad's mode."""
     offsets = np.arange(-reach, reach + 1, dtype=np.float32)
     kernel = np.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
     kernel /= kernel.sum(1, keepdims=True)
     for axis in (2, 3):
-        padded = np.pad(x, [(reach, reach) if i == axis else (0, 0) for i in range(4)], mode="edge")
+        padded = np.pad(x, [(reach, reach) if i == axis else (0, 0) for i in range(4)], mode=edges)
         length = x.shape[axis]
         x = sum(
             kernel[:, i, None, None, None] * np.take(padded, np.arange(i, i + length), axis=axis)

@@ -140,7 +140,24 @@ def test_views_are_drawn_as_published():
 def test_dinov2s_views_have_other_scales_and_the_same_colours():
     crops = multicrop.dinov2(local_count=2)
     assert (crops.global_scale, crops.local_scale, crops.local_size) == ((0.32, 1.0), (0.05, 0.32), 98)
-    assert (crops.blur, crops.solarise, crops.local_count) == ((1.0, 0.1, 0.5), 0.2, 2)
+    assert (crops.jitter, crops.grey, crops.solarise, crops.local_count) == (0.8, 0.2, 0.2, 2)
+
+
+def test_dinov2s_blur_is_torchvisions_of_nine_pixels_and_never_of_the_first_view():
+    """facebookresearch/dinov2, data/transforms.py: GaussianBlur hands 1 - p to RandomApply, which wants p."""
+    crops = multicrop.dinov2()
+    assert [crops.reach(*sizes) for sizes in zip((224, 98), crops.published, strict=True)] == [4, 4]
+    assert [MultiCrop().reach(*sizes) for sizes in zip((224, 96), MultiCrop().published, strict=True)] == [8, 8]
+    sigma = multicrop.draw(crops, 1000, 256, np.random.default_rng(0)).sigma
+    np.testing.assert_allclose((sigma > 0).mean(0), [0, 0.9, *[0.5] * 8], atol=0.08)
+    assert (sigma[sigma > 0].min() >= 0.1, 1.99 < sigma[:, 1].max() <= 2, 1.99 < sigma[:, 2:].max() <= 2) == (True,) * 3
+    # torchvision's kernel, applied to the picture mirrored about its border pixels
+    line = np.exp(-0.5 * (np.linspace(-4, 4, 9) / 1.5) ** 2)
+    padded = np.pad(floats(PICTURE), [(0, 0), (0, 0), (4, 4), (4, 4)], mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (9, 9), (2, 3))
+    wanted = np.einsum("bchwij,i,j->bchw", windows, line, line) / line.sum() ** 2
+    found = multicrop.blur(floats(PICTURE), np.array([1.5], np.float32), 4, crops.edges)
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
 
 
 def test_a_crop_that_never_fits_is_the_whole_picture():
