@@ -27,9 +27,10 @@ def of_images(model: nn.Module, variables: Mapping, images: np.ndarray) -> np.nd
 
 
 def of_texts(model: nn.Module, variables: Mapping, rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    """rows: input_ids [N T], attention_mask [N T] bool -> float32 [N L D]."""
-    inputs = {name: rows[name] for name in ("input_ids", "attention_mask")}
-    return features.encode(model, variables, inputs, _text_states)
+    """rows: input_ids [N T], attention_mask [N T] bool -> float32 [N L D]. Without a mask all count, as in SigLIP."""
+    ids = rows["input_ids"]
+    mask = rows.get("attention_mask", np.ones(ids.shape, bool))
+    return features.encode(model, variables, {"input_ids": ids, "attention_mask": mask}, _text_states)
 
 
 def _image_states(model: nn.Module, images: jax.Array) -> jax.Array:  # [B H W 3] -> [B L D]

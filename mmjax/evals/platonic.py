@@ -170,6 +170,7 @@ def local_alignment(a: Neighbours, b: Neighbours) -> jax.Array:
 
 
 def local_hsic(a: Neighbours, b: Neighbours) -> hsic.HSIC:
+    _check_rows(a.indices, hsic.LEAST)
     return hsic.HSIC(*(neighbours.local_hsic(*pair) for pair in ((a, b), (a, a), (b, b))))
 
 

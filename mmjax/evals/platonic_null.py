@@ -68,8 +68,8 @@ def null_scores(compare: Callable, a: Any, b: Any, orders: jax.Array, aggregate:
 
 
 def p_value(score: float, null: np.ndarray) -> float:
-    """Never 0: the order that was observed is one of those that chance could have given."""
-    return float((1 + np.sum(null >= score)) / (len(null) + 1))
+    """Never 0: the order that was observed is one of those that chance could have given. NaN is never below."""
+    return float((1 + np.sum(~(null < score))) / (len(null) + 1))
 
 
 def threshold(score: float, null: np.ndarray, alpha: float) -> float:
@@ -107,6 +107,7 @@ def measure(
         if metric.view not in sides:
             sides = {metric.view: [platonic.views(metric.view, side) for side in (x, y)]}  # only one is kept: N x N
         found.append(_calibrate(metric, *sides[metric.view], orders, alpha, aggregate, best))
+        _check_scores(found[-1], x, y)
     return found
 
 
@@ -120,6 +121,21 @@ def _calibrate(metric: Metric, a: Any, b: Any, orders, alpha: float, aggregate: 
     found = best(scores)
     score = found.score if aggregate is jnp.max else float(score)
     return Calibrated(metric, scores, score, found.pair, null, bound, p, above(score, bound, metric.largest))
+
+
+def _check_scores(found: Calibrated, x: Sequence[jax.Array], y: Sequence[jax.Array]) -> None:
+    bad = np.argwhere(~np.isfinite(found.scores))
+    if not len(bad):
+        return
+    sides = (("x", x), ("y", y))
+    alike = [
+        f"layer {i} of {name}" for name, side in sides for i, one in enumerate(side) if bool((one == one[0]).all())
+    ]
+    why = f"all rows are alike in {', '.join(alike)}" if alike else "a score of a side with itself is not above 0"
+    raise ValueError(
+        f"{found.metric.name} is not a number for layer {bad[0][0]} of x and layer {bad[0][1]} of y: {why}; leave such "
+        "layers out, or the metric"
+    )
 
 
 # How sure is the score itself?

@@ -63,6 +63,12 @@ def test_a_text_tower_gives_the_mean_over_tokens_that_count(two_towers):
     np.testing.assert_allclose(others, found, atol=1e-5)
 
 
+def test_without_a_mask_all_tokens_count(two_towers):
+    found = layers.of_texts(*two_towers, {"input_ids": IDS})
+    wanted = layers.of_texts(*two_towers, {"input_ids": IDS, "attention_mask": np.ones_like(MASK)})
+    np.testing.assert_array_equal(found, wanted)
+
+
 def test_an_encoder_of_texts_gives_all_its_layers_and_a_decoder_its_last():
     rows = {"input_ids": IDS, "attention_mask": MASK, "token_type_ids": 0 * IDS}
     model = bert.BERT(bert.BERTConfig(30, 6, **SIZES))

@@ -248,6 +248,7 @@ def test_copies_of_a_row_are_neighbours_in_the_order_of_rows():
         (lambda: platonic.mutual_knn(np.ones((4, 2)), np.ones((4, 2)), 4), "more rows than k"),
         (lambda: platonic.cknna(np.ones((9, 2)), np.ones((9, 2)), 1), "CKNNA needs k of at least 2, got 1"),
         (lambda: platonic.cka(np.ones((3, 2)), np.ones((3, 2))), "at least 4 rows are needed, got 3"),
+        (lambda: platonic.cknna(np.eye(3), np.eye(3), 2), "at least 4 rows are needed, got 3"),
         (lambda: platonic.svcca(np.ones((9, 2)), np.ones((9, 5)), 3), r"lesser of N - 1 and D, got 3 for \[9, 2\]"),
         (lambda: platonic.prepare(np.ones((3, 2, 2, 2))), r"features must be \[N D\], \[N L D\] or a list"),
         (lambda: platonic.prepare([np.ones((3, 2)), np.ones((4, 2))]), r"of one N, got \[\[4, 2\]\]"),

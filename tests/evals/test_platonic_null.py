@@ -67,6 +67,17 @@ def test_p_counts_what_was_observed_among_the_null():
     assert platonic_null.p_value(0.5, null) == 1 / 5
     assert platonic_null.p_value(0.2, null) == 4 / 5
     assert platonic_null.p_value(0.0, null) == 1
+    assert platonic_null.p_value(np.nan, null) == 1
+    assert platonic_null.p_value(0.5, np.append(null, np.nan)) == 2 / 6
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_layer_whose_rows_are_alike_is_named(swapped):
+    sides = independent(0)
+    sides[swapped] = platonic.unit(jnp.ones_like(sides[swapped]))
+    wanted = f"cka is not a number for layer 0 of x and layer 0 of y: all rows are alike in layer 0 of {'xy'[swapped]};"
+    with pytest.raises(ValueError, match=wanted):
+        platonic_null.measure(METRICS[6:7], *([side] for side in sides), some_orders())
 
 
 def test_the_threshold_is_an_order_statistic():
