@@ -3,6 +3,11 @@
     A, B: FILE.npz:KEY, FILE.npy, FILE.pt of platonic-rep, a run or a Hugging Face folder :image or :text, FILE.gguf
     -features-> layers L x [N D] -evals.platonic-> rows of length 1 -evals.platonic_null-> scores, p-values, notes
 
+Pictures of --data are cut for all encoders as OpenAI's CLIP does: the shorter side resized to the model's image size,
+bicubic, the middle cut out. That is not what others were trained on, and moves their scores unless pictures are square:
+SigLIP and ViT squeeze the whole picture to a square (ViT bilinearly), DINOv2 resizes to 256 and cuts out 224 whatever
+its grid. For exact features of those, make them with pictures prepared as their folder says, and give the .npy.
+
 N rows, the same things in the same order on both sides; L layers, D width, T tokens.
 """
 
@@ -11,6 +16,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +27,7 @@ from flax import linen as nn
 from mmjax.data import emoji, folder
 from mmjax.evals import layers, platonic, platonic_null, platonic_official
 from mmjax.models import bert, clip
+from mmjax.ops import hsic
 from mmjax.ops import images as image_ops
 from mmjax.text import clip_bpe, language, wordpiece
 from mmjax.weights import torch_file
@@ -33,7 +40,7 @@ class Data(NamedTuple):
     """What encoders are shown."""
 
     texts: list[str]  # N
-    pictures: Callable[[int], np.ndarray]  # side in pixels -> uint8 [N side side 3]
+    pictures: Callable[[int], np.ndarray]  # side in pixels -> uint8 [N side side 3], cut as for CLIP
 
 
 def data_of(name: str) -> Data:
@@ -210,16 +217,21 @@ def run(asked: argparse.Namespace) -> str:
     _check_numbers(asked, counts[0])
     if asked.layers == "last":
         found = [side[-1] for side in raw]
-    x, y = (platonic.prepare(one, asked.clamp) for one in found)
     kind = platonic_official if asked.official else platonic
-    metrics = _chosen(kind.metrics(asked.k, min(10, counts[0] - 1, *(one.shape[1] for one in (*x, *y)))), asked.metrics)
+    prepare = partial(platonic_official.prepare, exact=False) if asked.official else platonic.prepare
+    x, y = (prepare(one, asked.clamp) for one in found)
+    least = counts[0] // 2 if asked.intervals else counts[0]  # rows that are measured at once
+    metrics = _chosen(kind.metrics(asked.k, min(10, least - 1, *(one.shape[1] for one in (*x, *y)))), asked.metrics)
     rng, subsamples = jax.random.split(jax.random.key(asked.seed))
     orders = platonic_null.orders(rng, counts[0], asked.permutations)
-    rows = platonic_null.measure(metrics, x, y, orders, best=kind.best)
-    intervals = [_interval(row, x, y, subsamples, asked.intervals) for row in rows] if asked.intervals else None
+    sides = (y, x) if asked.official else (x, y)  # the original hands its second side to the search first
+    rows = platonic_null.measure(metrics, *sides, orders, best=kind.best)
+    intervals = [_interval(row, *sides, subsamples, asked.intervals) for row in rows] if asked.intervals else None
+    rows = [_turned(row) for row in rows] if asked.official else rows
     heads = [_head(name, side) for name, side in ((f"x  {asked.a}", x), (f"y  {asked.b}", y))]
     settings = (
-        f"   the {asked.clamp:.0%} smallest values stay, larger ones are clamped; rows have length 1; "
+        f"   the {asked.clamp:.0%} smallest values {'of a row, on average, ' * asked.official}stay, larger ones are "
+        "clamped; rows have length 1; "
         f"{asked.permutations} permutations, seed {asked.seed}{'; official quirks' if asked.official else ''}"
     )
     notes = [f"note: {line}" for line in platonic_null.warnings(x, y, asked.k)]
@@ -235,6 +247,11 @@ def _check_numbers(asked: argparse.Namespace, count: int) -> None:
         raise ValueError(f"--permutations must be at least 1, got {asked.permutations}")
     if asked.intervals < 0 or asked.intervals == 1:
         raise ValueError(f"--intervals must be 0 for none, or at least 2 draws, got {asked.intervals}")
+    if asked.intervals and count // 2 < max(asked.k + 1, hsic.LEAST):
+        raise ValueError(
+            f"--intervals measures halves of the rows: those of {count} have {count // 2}, and must have at least "
+            f"{hsic.LEAST} and more than --k, got {asked.k}; take more rows, a smaller --k or --intervals 0"
+        )
 
 
 def _chosen(metrics: tuple, names: str) -> list[platonic.Metric]:
@@ -250,6 +267,10 @@ def _chosen(metrics: tuple, names: str) -> list[platonic.Metric]:
 def _interval(row: platonic_null.Calibrated, x: list, y: list, rng: jax.Array, draws: int) -> tuple[float, float]:
     i, j = row.pair or (-1, -1)
     return platonic_null.interval(row.metric, x[i], y[j], rng, draws=draws)
+
+
+def _turned(row: platonic_null.Calibrated) -> platonic_null.Calibrated:
+    return row._replace(scores=row.scores.T, pair=row.pair and row.pair[::-1])
 
 
 def _head(name: str, side: list[jax.Array]) -> str:

@@ -178,7 +178,9 @@ def _align(commands) -> None:
         details="""
             A and B are features of the same things, row by row: FILE.npz:KEY, FILE.npy or platonic-rep's FILE.pt with
             arrays [N D] or [N L D] (keys K/0, K/1, ... are the layers of K), or encoders that read --data: a run
-            folder, a Hugging Face folder (with :image or :text where a model reads both) or FILE.gguf.
+            folder, a Hugging Face folder (with :image or :text where a model reads both) or FILE.gguf. Pictures are
+            resized by the shorter side and the middle is cut out, as for CLIP, where SigLIP and ViT squeeze and DINOv2
+            cuts 224 of 256: for these, give features made elsewhere if pictures are not square.
 
             Each metric is measured between all pairs of layers; `score` is the best pair, `last` the last layers.
             `null` is the mean of the best pair's score when the rows of B are permuted, `null 95%` what chance exceeds
@@ -209,8 +211,11 @@ def _align(commands) -> None:
     )  # fmt: skip
     command.add_argument("--seed", type=int, default=0, help="of permutations and draws (default: %(default)s)")
     command.add_argument(
-        "--official", action="store_true", help="the numbers of minyoungg/platonic-rep, its quirks included"
-    )
+        "--official", action="store_true",
+        help="what measure_alignment.py of minyoungg/platonic-rep gives for --modality_x A --modality_y B, quirks "
+        "included, but float32 products for TF32's, no noise in svcca, of equal neighbours the lower row; layers are "
+        "printed as A's, B's",
+    )  # fmt: skip
 
 
 def _plan(commands) -> None:

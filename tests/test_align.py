@@ -94,6 +94,20 @@ def test_official_numbers(here, capsys):
     assert rows_of(said(["x.npz", "x.npz", *QUICK[:4], "--metrics", "lcs_knn"], capsys))["lcs_knn@4"][0] == "1.000"
 
 
+def test_official_numbers_are_those_of_the_original_script(here, capsys):
+    """It was asked for its search (x, y), which measure_alignment.py calls for y against x."""
+    golden = np.load(ROOT / "tests" / "goldens" / "platonic.npz")
+    np.save("gx.npy", golden["layers/x"])
+    np.savez("gy.npz", **{f"y/{i}": golden[f"layers/y/{i}"] for i in range(2)})
+    names = ("mutual_knn", "cycle_knn")
+    options = ("--permutations", "5", "--metrics", ",".join(names), "--official")
+    out = said(["gy.npz:y", "gx.npy", *options], capsys)
+    assert "smallest values of a row, on average, stay" in out
+    for name, cells in zip(names, rows_of(out).values(), strict=True):
+        assert float(cells[0]) == pytest.approx(float(golden[f"layers/approximate/{name}"]), abs=6e-4), name
+        assert cells[1] == "{1}, {0}".format(*golden[f"layers/approximate/{name}/pair"])
+
+
 def test_features_of_the_original_are_read(here, monkeypatch):
     Path("dinov2.pt").touch()
     features = np.stack([X, X + 1], axis=1)
@@ -218,6 +232,7 @@ def test_pictures_of_the_pack_are_enlarged_for_large_encoders():
         (["x.npz", "y.npy", "--k", "30"], "--k must be from 2 to 29, one less than the rows, got 30"),
         (["x.npz", "y.npy", "--permutations", "0"], "--permutations must be at least 1, got 0"),
         (["x.npz", "y.npy", "--intervals", "1"], "--intervals must be 0 for none, or at least 2 draws, got 1"),
+        (["x.npz", "y.npy", "--k", "15", "--intervals", "9"], "those of 30 have 15, and must have at least 4 and more"),
         (["x.npz", "y.npy", "--clamp", "0"], "must be above 0 and at most 1, got 0.0"),
         (["four.npy", "four.npy"], "4 rows are too few to compare; give at least 5"),
     ],
