@@ -173,7 +173,12 @@ def to_preprocessor(model: dinov2.Backbone) -> dict:
 def resize(
     model: dinov2.Backbone, variables: dict, image_size: int, *, antialias: bool
 ) -> tuple[dinov2.Backbone, dict]:
-    """The model for images of another size, by the rule of its config; `antialias` is unused."""
+    """The model for images of another size, by the rule of its config: there is no other to choose."""
+    if antialias:
+        raise ValueError(
+            f"{FORMAT} resizes positions by its config's resize, so antialias=True has nothing to say here; replace "
+            "that field for another rule"
+        )
     c, params = model.config, variables["params"]
     side = image_size // c.patch_size
     table = vit.resized_positions(jnp.asarray(params["pos_embed"]), c.resize, 1, side, side)

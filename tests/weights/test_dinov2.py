@@ -113,6 +113,11 @@ def test_resizing_at_loading_is_resizing_at_each_call():
         np.testing.assert_allclose(resized["params"]["pos_embed"], table, atol=1e-6)
 
 
+def test_the_rule_that_resizes_positions_is_not_chosen_by_the_caller():
+    with pytest.raises(ValueError, match="by its config's resize, so antialias=True has nothing to say"):
+        names.resize(dinov2.Backbone(vit.ViTConfig.tiny()), {"params": {}}, 16, antialias=True)
+
+
 def test_the_two_kinds_resize_positions_by_different_rules():
     rules = [weights.load_hf(source)[0].config.resize for source in (PLAIN, REGISTERS)]
     assert rules == [image_ops.resize_cubic, image_ops.resize_cubic_antialias]
