@@ -7,7 +7,7 @@ whether the two come closer. Held-out concepts stay out. All take as many steps.
     BASE_16th, BASE_quarter             BASE from a share of the concepts, the same as of ladder_images
 
 tiny    seconds: does everything once, learns nothing
-small   an estimated half a minute to 2 minutes each on 2 CPU cores; perplexity of concepts that are kept for validation
+small   a half (xs) to 2 CPU minutes (l), 6 for all six; perplexity of concepts that are kept for validation
 paper   SmolLM2's three sizes and LLaMA-7B on these captions: for `mmjax plan` and pods
 """
 
