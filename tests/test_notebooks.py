@@ -21,7 +21,8 @@ RUNS = {
     "02_transformers": (),
     "03_llm_training": (),
     "04_mamba": (),
-    "06_eyes_wide_shut": ("clip_emoji", "dino_emoji"),
+    "05_dino": ("dino_emoji", "dinov2_emoji"),
+    "06_eyes_wide_shut": ("clip_emoji", "dinov2_emoji"),
     "07_platonic": (),
 }  # notebook -> the experiments whose runs it looks at
 
