@@ -13,13 +13,17 @@ import jax
 import numpy as np
 
 from mmjax.train import overrides, step, trees
+from mmjax.train.experiment import Experiment
 
 ROOT = Path(__file__).parents[2]
 
 
 def gradients(file: Path, loss: Callable, mesh: jax.sharding.Mesh):
     """(loss, gradients) of the first batch as the trainer lays it out, the batch, and the state."""
-    experiment = overrides.load_experiment(file, "tiny")
+    return gradients_of(overrides.load_experiment(file, "tiny"), loss, mesh)
+
+
+def gradients_of(experiment: Experiment, loss: Callable, mesh: jax.sharding.Mesh):
     runner = step.build(experiment, mesh)
     batch = runner.place(experiment.data.batches(16, 0)[0])
     state = runner.init(batch)

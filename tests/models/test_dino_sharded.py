@@ -1,5 +1,7 @@
 """A step of DINO is the same on one device, on any mesh and in two processes; its center is the global batch's."""
 
+import dataclasses
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 import sharded_steps
 
-from mmjax.models import dino
+from mmjax.models import dino, dinov2
 from mmjax.parallel.mesh import MeshShape
 from mmjax.train import overrides
 
@@ -15,15 +17,25 @@ FILE = Path(__file__).parents[2] / "experiments" / "dino_emoji.py"
 MESHES = [MeshShape(data=8), MeshShape(data=2, fsdp=2, tensor=2)]
 
 
+def gradients(mesh):
+    """With features pushed apart in groups of 4, so that a group lies on two of eight devices."""
+    loss = lambda model, *inputs: dino.loss(with_spread(model), *inputs)  # noqa: E731
+    return sharded_steps.gradients(FILE, loss, mesh)
+
+
+def with_spread(model):
+    return dataclasses.replace(model, config=dataclasses.replace(model.config, spread=partial(dinov2.koleo, group=4)))
+
+
 @pytest.fixture(scope="module")
 def alone():
-    return sharded_steps.gradients(FILE, dino.loss, MeshShape(data=1).build(jax.devices()[:1]))
+    return gradients(MeshShape(data=1).build(jax.devices()[:1]))
 
 
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 def test_loss_and_gradients_are_the_same_on_a_mesh(alone, shape):
     wanted, batch, _ = alone
-    found, same, state = sharded_steps.gradients(FILE, dino.loss, shape.build())
+    found, same, state = gradients(shape.build())
     assert len(np.unique(batch["global_crops"], axis=0)) == 16  # every shard has rows of its own
     assert all((batch[name] == same[name]).all() for name in batch)
     assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(state.variables)) or shape.data == 8
