@@ -16,6 +16,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from mmjax.data import emoji_text
+from mmjax.evals.continuation import Keywords
 from mmjax.evals.perplexity import Perplexity
 from mmjax.models import llama
 from mmjax.nn.stack import Compute
@@ -60,4 +61,4 @@ def experiment(size: str) -> Experiment:
         made = from_scratch((SIZES[which][0] // 4, 2, 2), share, steps=4, save_every=4, log_every=1)
     else:
         made = from_scratch(SIZES[which], share, steps=400, log_every=20)
-    return dataclasses.replace(made, evals=(Perplexity("validation"),))
+    return dataclasses.replace(made, evals=(Perplexity("validation"),), sample=Keywords())

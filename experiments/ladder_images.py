@@ -30,6 +30,7 @@ from mmjax.data import multicrop
 from mmjax.data.emoji_views import EmojiViews
 from mmjax.data.masking import BlockMasks
 from mmjax.evals.knn import KNN
+from mmjax.evals.segmentation import Look
 from mmjax.models import dino, dinov2, vit
 from mmjax.nn.outputs import Aux
 from mmjax.nn.stack import Compute
@@ -130,4 +131,4 @@ def experiment(size: str) -> Experiment:
         made = from_scratch((SIZES[which][0] // 4, 2, 2), share, tasks, steps=4, save_every=4, log_every=1)
     else:
         made = from_scratch(SIZES[which], share, tasks, steps=400, log_every=20)
-    return dataclasses.replace(made, evals=(KNN("validation"),))
+    return dataclasses.replace(made, evals=(KNN("validation"),), sample=Look("twemoji"))

@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 from closeness import close
-from safetensors.torch import save_file
 
 from mmjax import weights
 from mmjax.models import features
 
 torch = pytest.importorskip("torch", reason="needs the [parity] extra")
 transformers = pytest.importorskip("transformers", reason="needs the [parity] extra")
+safetensors = pytest.importorskip("safetensors.torch")
 
 pytestmark = pytest.mark.parity
 
@@ -59,7 +59,7 @@ def test_visual_tokens_of_interleaved_mof(tmp_path, seed):
         for prefix, projector in zip(("", "dino_"), projectors, strict=True)
         for name, weight in projector.named_parameters()
     }
-    save_file(tensors, tmp_path / "mof.safetensors")
+    safetensors.save_file(tensors, tmp_path / "mof.safetensors")
 
     side = models[1].config.image_size
     images = np.random.default_rng(seed).normal(size=(4, side, side, 3)).astype(np.float32)  # one tensor for both
