@@ -16,7 +16,7 @@ whom no network saw, and on the held-out concepts alone, whose captions no netwo
 
 One seed each: a rise that is not one of all pairs may be one of seeds. Rows of the records: a rung of both sides
 (xs, s, m, l; 16th, quarter), m with fewer or more tasks of images; then size, data, tasks, with all pairs and rises.
-The runs: python -m experiments._chapters ladder
+The runs: python -m experiments._chapters ladder. At small, the study takes about 7 CPU minutes.
 """
 
 import functools
@@ -177,8 +177,8 @@ def label(text: str) -> np.ndarray:
 
 def matrix(grid: np.ndarray, axis: Axis, what: str) -> np.ndarray:
     rows = np.stack([label(short(end)) for end in axis.images])
-    picture = pictures.matrix(grid, rows, [f"captions {short(end)}" for end in axis.captions])
-    return pictures.captioned(picture, f"Rows: networks of images. {what}")
+    picture = pictures.matrix(100 * grid, rows, [f"captions {short(end)}" for end in axis.captions])
+    return pictures.captioned(picture, f"Rows: networks of images. 100 x {what}")
 
 
 def curves(encoders: Encoders, axis: Axis) -> np.ndarray:
