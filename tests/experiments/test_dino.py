@@ -31,7 +31,7 @@ def test_it_runs_and_says_its_numbers(name, tmp_path):
     assert list((tmp_path / "run" / "pictures").rglob("*attention*.png"))
 
 
-@pytest.mark.train
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_stopped_runs_go_on_bit_for_bit(name, tmp_path, monkeypatch):
     """Stopped after 1 and 3 of 5 steps: while the prototypes are frozen, and after. The teacher, the centers and both

@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 
 from experiments import _encoders, _study
+from mmjax.evals.knn import KNN, Nearest
+from mmjax.evals.probe import LinearProbe
+from mmjax.evals.segmentation import Attention, PatchProbe
 
 
 @pytest.mark.train
-def test_it_measures_tiny_runs(encoder_runs):
+def test_it_measures_tiny_runs(encoder_runs, monkeypatch):
+    few = {"split": "twemoji", "train": "validation"}  # a tenth of the drawings
+    monkeypatch.setattr(_encoders, "WHOLE", (KNN(**few), LinearProbe(**few, steps=2), Nearest(**few)))
+    monkeypatch.setattr(_encoders, "PLACES", (Attention("twemoji", count=8), PatchProbe("twemoji", count=8, steps=2)))
     found = _encoders.measure(encoder_runs, "tiny")
     whole = ("raw pixels", "untrained", "DINO", "DINOv2", "CLIP", "SigLIP")
     assert list(found) == [*whole, *(f"{name}, patches" for name in whole[1:5])]

@@ -54,7 +54,7 @@ def test_a_rise_is_the_mean_correlation_of_ranks_and_its_share_of_all_orders():
     assert _ladder.rise(np.stack([up, np.ones(4)], 1))[0] == pytest.approx(0.5)
 
 
-@pytest.mark.train
+@pytest.mark.slow
 def test_the_study_reads_its_runs_and_says_its_numbers(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(_ladder, "PERMUTATIONS", dict.fromkeys(_ladder.METRICS, 9))
     ends = {"ladder_images": ("_xs", "", "_3tasks"), "ladder_captions": ("_xs", "")}

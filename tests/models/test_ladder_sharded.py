@@ -12,7 +12,7 @@ from mmjax.train import overrides
 FILE = Path(__file__).parents[2] / "experiments" / "ladder_images.py"
 
 
-@pytest.mark.train  # half a minute of compiling
+@pytest.mark.slow  # half a minute of compiling
 def test_loss_and_gradients_are_the_same_on_a_mesh():
     experiment = overrides.load_experiment(FILE, "tiny_3tasks")
     meshes = MeshShape(data=1).build(jax.devices()[:1]), MeshShape(data=2, fsdp=2, tensor=2).build()
