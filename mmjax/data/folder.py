@@ -153,7 +153,10 @@ def read_utf8(path: Path) -> str:
         ) from error
 
 
-def jsonl_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
+def jsonl_rows(
+    path: Path, text: str, wanted: str = 'an object like {"image": ..., "text": ...}'
+) -> list[tuple[int, dict[str, Any]]]:
+    """Line number and object of each line; `wanted` is what an error says that lines are."""
     rows = []
     for line, content in enumerate(text.split("\n"), 1):
         if not content.strip():
@@ -163,9 +166,7 @@ def jsonl_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {line}, column {error.colno}: not JSON ({error.msg})") from error
         if not isinstance(record, dict):
-            raise ValueError(
-                f'{path}, line {line}: expected an object like {{"image": ..., "text": ...}}, got {content!r}'
-            )
+            raise ValueError(f"{path}, line {line}: expected {wanted}, got {content!r}")
         rows.append((line, record))
     return rows
 

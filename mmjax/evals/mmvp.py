@@ -29,6 +29,7 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
+from mmjax.data.folder import jsonl_rows
 from mmjax.evals import features
 from mmjax.nn.outputs import Result
 from mmjax.ops import images as image_ops
@@ -209,19 +210,11 @@ def read_answers(path: str | Path, count: int) -> list[str]:
 
     Further fields, as the original's script writes them, are not read: what is right stands in Questions.csv.
     """
-    path, found = Path(path), {}
-    for line, content in enumerate(_text(path).splitlines(), 1):
-        if not content.strip():
-            continue
-        try:
-            record = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {line}, column {error.colno}: not JSON ({error.msg})") from error
-        number, response = (
-            record.get(name) if isinstance(record, dict) else None for name in ("question_id", "response")
-        )
+    path, found, wanted = Path(path), {}, '{"question_id": 1, "response": "..."}'
+    for line, record in jsonl_rows(path, _text(path), wanted):
+        number, response = record.get("question_id"), record.get("response")
         if not isinstance(number, int) or not isinstance(response, str):
-            raise ValueError(f'{path}, line {line}: expected {{"question_id": 1, "response": "..."}}, got {content}')
+            raise ValueError(f"{path}, line {line}: expected {wanted}, got {json.dumps(record)}")
         if not 1 <= number <= count or number in found:
             why = "comes twice" if number in found else f"is not from 1 to {count}"
             raise ValueError(f"{path}, line {line}: question_id {number} {why}")

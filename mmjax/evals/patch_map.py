@@ -18,6 +18,7 @@ from einops import rearrange
 
 from mmjax.evals import features
 from mmjax.evals.embedding_map import principal
+from mmjax.evals.segmentation import square_side
 from mmjax.nn.outputs import Result
 from mmjax.report import pictures
 
@@ -58,7 +59,7 @@ class PatchMap:
         if front.sum() > 3:  # a model that has collapsed tells no patch from another
             alone[front] = colours(flat[front])[0]
         shown = features.spread(len(images), SHOWN)
-        side = round(patches.shape[1] ** 0.5)
+        side = square_side(patches.shape[1])
         rows = [rearrange(x, "(b h w) c -> b h w c", h=side, w=side)[shown] for x in (everything, alone)]
         sheet = pictures.contact_sheet([images[shown], *rows], [""] * len(shown))
         caption = f"Three components of all patches ({share:.0%} of the variance); below, of objects."

@@ -134,12 +134,9 @@ class PatchProbe:
             features.encode(model, variables, {"images": scene.images}, "encode_patches") for scene in (train, test)
         )  # [B N D] each
         inside, wanted = shares(train.masks.any(1), x.shape[1]) > 0.5, test.masks.any(1)
-        mean, deviation = x.mean((0, 1)), x.std((0, 1)) + 1e-6
-        scaled = rearrange((x - mean) / deviation, "b n d -> (b n) d")
-        labels = inside.ravel().astype(np.int32)
-        probe.check_labels(labels, 2)
-        params = probe.fit(scaled, labels, 2, self.l2, self.steps)
-        scores = (y - mean) / deviation @ np.asarray(params["kernel"]) + np.asarray(params["bias"])  # [B N 2]
+        rows, asked = (rearrange(one, "b n d -> (b n) d") for one in (x, y))
+        scores = probe.scores(rows, inside.ravel().astype(np.int32), asked, 2, self.l2, self.steps)
+        scores = rearrange(scores, "(b n) c -> b n c", n=y.shape[1])
         size, name = test.images.shape[1], f"{self.split}/patch_iou"
         found = as_pixels(scores[..., 1] > scores[..., 0], size)
         limit = as_pixels(shares(wanted, y.shape[1]) > 0.5, size)
