@@ -6,7 +6,7 @@ Which bicubic? There are two in use, and a mix-up is the most frequent reason fo
 Pillow's (Keys, a = -0.5, with antialias), and torch's without antialias (a = -0.75).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +87,53 @@ def preprocess(image: Any, size: int, mean: Any, std: Any) -> np.ndarray:
     """PIL image or uint8 array of any size -> float32 [size size 3], as CLIP's vision tower was trained on."""
     pixels = np.asarray(cover(image, size), np.float32) / 255
     return (pixels - np.float32(mean)) / np.float32(std)
+
+
+# A picture in the middle of a square, which is then resized without cutting anything off
+
+
+class Frame(NamedTuple):
+    """Where a picture lies in the smallest square around it, in pixels."""
+
+    side: int
+    left: int
+    top: int
+
+
+def frame(width: int, height: int) -> Frame:
+    """As haotian-liu/LLaVA and shikras/shikra: of an odd difference, the smaller half is left of or above it."""
+    side = max(width, height)
+    return Frame(side, (side - width) // 2, (side - height) // 2)
+
+
+def expand_to_square(image: Any, colour: tuple[int, int, int] = (255, 255, 255)) -> Any:
+    """PIL image or array -> PIL image in RGB, square, on `colour` 0 to 255. Shikra and NExT-Chat take white; LLaVA-1.5
+    takes `mean_colour` of what it normalises by, so that the ground is 0 for the tower."""
+    from PIL import Image
+
+    image = to_pil(image).convert("RGB")
+    at = frame(*image.size)
+    square = Image.new("RGB", (at.side, at.side), colour)
+    square.paste(image, (at.left, at.top))
+    return square
+
+
+def mean_colour(mean: Any) -> tuple[int, ...]:
+    """RGB in [0, 1] -> 0 to 255, rounded down."""
+    return tuple(int(255 * x) for x in mean)
+
+
+def in_square(places: Any, width: int, height: int) -> np.ndarray:
+    """(x, y) or boxes (x0, y0, x1, y1) in pixels of a picture, [... 2] or [... 4] -> float64 in [0, 1] of its
+    square; what lies outside is moved to the edge of the square. In float64, since digits are written from it."""
+    places, at = np.asarray(places, np.float64), frame(width, height)
+    return np.clip((places + np.tile([at.left, at.top], places.shape[-1] // 2)) / at.side, 0, 1)
+
+
+def from_square(places: Any, width: int, height: int) -> np.ndarray:
+    """The way back: [0, 1] of the square -> pixels of the picture, which may lie outside of it, where the ground is."""
+    places, at = np.asarray(places, np.float64), frame(width, height)
+    return places * at.side - np.tile([at.left, at.top], places.shape[-1] // 2)
 
 
 def resize(image: Any, height: int, width: int) -> np.ndarray:
