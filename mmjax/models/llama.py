@@ -13,6 +13,7 @@ B batch, T tokens, V vocabulary, W width, L layers, H query heads, K key heads, 
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -29,6 +30,9 @@ from mmjax.nn.norms import RMSNorm
 from mmjax.nn.outputs import LMOutput
 from mmjax.nn.stack import Compute, Stack
 from mmjax.ops import masks, rope
+
+# Token embeddings [B T W] -> [B T W]: puts something in place of some of them, such as an image's patches.
+Splice = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,21 +136,23 @@ class Llama(nn.Module):
         positions: jax.Array | None = None,
         segments: jax.Array | None = None,
         *,
+        splice: Splice | None = None,
         collect: bool = False,
     ) -> LMOutput:
         """input_ids [B T] int; attention_mask [B T] bool, False at padding; positions [B T] int, counted where None;
-        segments [B T] int, neighbours of one number are a text of their own."""
+        segments [B T] int, neighbours of one number are a text of their own; splice: see `Splice`."""
         if positions is None:
             positions = positions_of(input_ids.shape, attention_mask, segments)
         mask = masks.causal(attention_mask, segments, self.config.window)
-        return self.decode(input_ids, positions, mask, collect=collect)[0]
+        return self.decode(input_ids, positions, mask, splice=splice, collect=collect)[0]
 
     def extend(
-        self, input_ids: jax.Array, cache: KVCache, attention_mask: jax.Array | None = None
-    ) -> tuple[LMOutput, KVCache]:
+        self, input_ids: jax.Array, cache: KVCache, attention_mask: jax.Array | None = None,
+        *, splice: Splice | None = None,
+    ) -> tuple[LMOutput, KVCache]:  # fmt: skip
         """Reads further tokens [B T] of the texts in the cache; padding may stand on either side of a row."""
         positions, mask, cache = cache.open(input_ids.shape, attention_mask, self.config.window)
-        out, cache = self.decode(input_ids, positions, mask, cache)
+        out, cache = self.decode(input_ids, positions, mask, cache, splice=splice)
         return out, cache.close()
 
     @nn.nowrap
@@ -163,7 +169,7 @@ class Llama(nn.Module):
     @nn.compact
     def decode(
         self, input_ids: jax.Array, positions: jax.Array, mask: masks.Mask | jax.Array, cache: KVCache | None = None,
-        collect: bool = False,
+        *, splice: Splice | None = None, collect: bool = False,
     ) -> tuple[LMOutput, KVCache | None]:  # fmt: skip
         """collect=True: what each block gave too, in place of a cache."""
         c, dtype, normal = self.config, self.config.compute.dtype, nn.initializers.normal(0.02)
@@ -176,7 +182,9 @@ class Llama(nn.Module):
         embed = Embed(c.vocab_size, c.width, dtype, normal, name="embed")
         rotate = rope.rotation(positions, c.head_dim, c.theta, c.scaling)  # once for all layers
         layers = Stack(partial(PreNormBlock, attention, mlp, norm), c.depth, c.compute, name="layers")
-        x, rest = layers(embed(input_ids), mask, rotate, cache=cache, collect=collect)
+        x = embed(input_ids)
+        x = x if splice is None else splice(x)
+        x, rest = layers(x, mask, rotate, cache=cache, collect=collect)
         hidden_states, cache = (rest, None) if collect else (None, rest)
         x = norm(name="norm")(x)
         logits = embed.logits(x) if c.tied else Linear(c.vocab_size, False, dtype, normal, name="head")(x)

@@ -3,7 +3,8 @@
 Works for any model that has `config.vocab_size`, maybe `config.length` (most tokens in a row), and
 
     init_cache(batch_size, length) -> cache                              room for so many tokens a row
-    extend(input_ids [B T], cache, attention_mask) -> (LMOutput, cache)  reads T further tokens
+    extend(input_ids [B T], cache, attention_mask) -> (LMOutput, cache)  reads T further tokens; for the prompt it is
+                                                         given `inputs` by name too: images that the prompt speaks of
     head(params) -> [W V]                                                what turns a hidden state into logits
 
 Rows of a batch may differ in length: `attention_mask` says what is padding, on the left or on the right, and where it
@@ -12,7 +13,7 @@ stands changes no token. B rows, T tokens of the longest prompt, N new tokens, V
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import struct
+
+from mmjax.nn.outputs import EMPTY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,14 +91,14 @@ class State:
 
 
 def prefill(
-    model: nn.Module, variables: Any, input_ids: jax.Array, attention_mask: jax.Array, length: int, sampling: Sampling
-) -> State:
+    model: nn.Module, variables: Any, input_ids: jax.Array, attention_mask: jax.Array, length: int, sampling: Sampling,
+    inputs: Mapping = EMPTY,
+) -> State:  # fmt: skip
     """Reads the prompts into a new cache with room for `length` tokens a row."""
     rows = jnp.arange(input_ids.shape[0])
     input_ids = jnp.where(attention_mask, input_ids, 0)  # padding may be any number, also one that has no embedding
-    out, cache = model.apply(
-        variables, input_ids, model.init_cache(input_ids.shape[0], length), attention_mask, method="extend"
-    )
+    cache = model.init_cache(input_ids.shape[0], length)
+    out, cache = model.apply(variables, input_ids, cache, attention_mask, method="extend", **inputs)
     last = input_ids.shape[1] - 1 - jnp.argmax(attention_mask[:, ::-1], axis=1)  # each row's last token that counts
     # Not out.logits[rows, last]: those of a whole prompt would take more memory than the model.
     hidden = out.last_hidden_state[rows, last]
@@ -130,18 +133,20 @@ def generate(
     max_new_tokens: int = 64,
     sampling: Sampling = Sampling(),
     rng: jax.Array | None = None,
+    inputs: Mapping = EMPTY,
 ) -> Generated:
     """Prompts [B T] int -> what follows each, at most `max_new_tokens`; ends early where all rows have stopped.
 
-    attention_mask: [B T] bool, False at padding. rng: needed unless the temperature is 0. May be called under jit.
+    attention_mask: [B T] bool, False at padding. rng: needed unless the temperature is 0. inputs: arrays by name that
+    the model's `extend` is given with the prompt. May be called under jit.
     """
     attention_mask = _check(model, input_ids, attention_mask, max_new_tokens, sampling, rng)
     rng = jax.random.key(0) if rng is None else rng  # greedy decoding draws nothing
-    return _generate(model, variables, input_ids, attention_mask, rng, max_new_tokens, sampling)
+    return _generate(model, variables, input_ids, attention_mask, rng, dict(inputs), max_new_tokens, sampling)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "sampling"))
-def _generate(model, variables, input_ids, attention_mask, rng, max_new_tokens, sampling):
+def _generate(model, variables, input_ids, attention_mask, rng, inputs, max_new_tokens, sampling):
     def put(tokens, step, state):
         token, state = draw(state, jax.random.fold_in(rng, step), sampling)
         return jax.lax.dynamic_update_slice(tokens, token[:, None], (0, step)), step + 1, state
@@ -156,7 +161,8 @@ def _generate(model, variables, input_ids, attention_mask, rng, max_new_tokens, 
         return put(tokens, step, advance(model, variables, state, token))
 
     batch_size, length = input_ids.shape
-    state = prefill(model, variables, input_ids, attention_mask, _room(length + max_new_tokens - 1), sampling)
+    room = _room(length + max_new_tokens - 1)
+    state = prefill(model, variables, input_ids, attention_mask, room, sampling, inputs)
     tokens = jnp.full((batch_size, max_new_tokens), sampling.pad_id, jnp.int32)
     tokens, _, _ = jax.lax.while_loop(more, body, put(tokens, jnp.int32(0), state))
     ends = jnp.isin(tokens, jnp.asarray(sampling.stop_ids, jnp.int32))
@@ -172,12 +178,13 @@ def stream(
     max_new_tokens: int = 64,
     sampling: Sampling = Sampling(),
     rng: jax.Array | None = None,
+    inputs: Mapping = EMPTY,
 ) -> Iterator[np.ndarray]:
     """As `generate`, but hands over the tokens [B] of each step as they come; a row that has ended gives pad_id."""
     attention_mask = _check(model, input_ids, attention_mask, max_new_tokens, sampling, rng)
     rng = jax.random.key(0) if rng is None else rng
     room = _room(input_ids.shape[1] + max_new_tokens - 1)
-    state = _prefill(model, variables, input_ids, attention_mask, room, sampling)
+    state = _prefill(model, variables, input_ids, attention_mask, room, sampling, dict(inputs))
     return _tokens(model, variables, state, rng, max_new_tokens, sampling)
 
 

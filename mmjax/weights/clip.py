@@ -1,7 +1,7 @@
 """CLIP as transformers' CLIPModel keeps it. openai/CLIP's and open_clip's names are in open_clip.py."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -71,20 +71,10 @@ IGNORED = (r"\.embeddings\.position_ids$",)  # 0, 1, 2 ... in files of transform
 def from_config(config: Fields, preprocessor: Fields) -> clip.CLIP:
     """config.json and preprocessor_config.json; an absent field has the value that transformers 5 gives it."""
     vision, text = _tower(config, "vision_config"), _tower(config, "text_config")
-    vision.expect("num_channels", 3)
     eos_id = text.get("eos_token_id", int, 49407)
     return clip.CLIP(
         clip.CLIPConfig(
-            vision=vit.ViTConfig(
-                image_size=vision.side("image_size", 224),
-                patch_size=vision.side("patch_size", 32),
-                width=vision.get("hidden_size", int, 768),
-                depth=vision.get("num_hidden_layers", int, 12),
-                num_heads=vision.get("num_attention_heads", int, 12),
-                hidden=vision.get("intermediate_size", int, 3072),
-                activation=vision.one_of("hidden_act", ACTIVATIONS, "quick_gelu"),
-                epsilon=vision.get("layer_norm_eps", float, 1e-5),
-            ),
+            vision=tower_from(vision),
             text=clip.TextConfig(
                 vocab_size=text.get("vocab_size", int, 49408),
                 length=text.get("max_position_embeddings", int, 77),
@@ -103,6 +93,21 @@ def from_config(config: Fields, preprocessor: Fields) -> clip.CLIP:
     )
 
 
+def tower_from(vision: Fields) -> vit.ViTConfig:
+    """What sees, from a CLIPVisionConfig."""
+    vision.expect("num_channels", 3)
+    return vit.ViTConfig(
+        image_size=vision.side("image_size", 224),
+        patch_size=vision.side("patch_size", 32),
+        width=vision.get("hidden_size", int, 768),
+        depth=vision.get("num_hidden_layers", int, 12),
+        num_heads=vision.get("num_attention_heads", int, 12),
+        hidden=vision.get("intermediate_size", int, 3072),
+        activation=vision.one_of("hidden_act", ACTIVATIONS, "quick_gelu"),
+        epsilon=vision.get("layer_norm_eps", float, 1e-5),
+    )
+
+
 def to_config(model: clip.CLIP) -> dict:
     c = model.config
     if c.text.eos_id == HIGHEST_ID:
@@ -114,14 +119,7 @@ def to_config(model: clip.CLIP) -> dict:
         "architectures": ["CLIPModel"],
         "model_type": "clip",
         "projection_dim": c.embed_dim,
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "image_size": c.vision.image_size,
-            "patch_size": c.vision.patch_size,
-            "num_channels": 3,
-            "projection_dim": c.embed_dim,
-            **_tower_fields(c.vision),
-        },
+        "vision_config": {**vision_config(c.vision), "projection_dim": c.embed_dim},
         "text_config": {
             "model_type": "clip_text_model",
             "vocab_size": c.text.vocab_size,
@@ -136,7 +134,12 @@ def to_config(model: clip.CLIP) -> dict:
 
 
 def to_preprocessor(model: clip.CLIP) -> dict:
-    side = model.config.vision.image_size
+    c = model.config
+    return preprocessor(c.vision.image_size, c.image_mean, c.image_std)
+
+
+def preprocessor(side: int, mean: Sequence[float], std: Sequence[float]) -> dict:
+    """Of a tower that OpenAI's transform feeds."""
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
@@ -148,14 +151,20 @@ def to_preprocessor(model: clip.CLIP) -> dict:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(model.config.image_mean),
-        "image_std": list(model.config.image_std),
+        "image_mean": list(mean),
+        "image_std": list(std),
     }
 
 
 def _tower(config: Fields, name: str) -> Fields:
     legacy = f"{name}_dict"  # where a file of 2022 has it, it wins
     return config.part(legacy if config.values.get(legacy) is not None else name)
+
+
+def vision_config(c: vit.ViTConfig) -> dict:
+    """A CLIPVisionConfig of what sees."""
+    sizes = {"image_size": c.image_size, "patch_size": c.patch_size, "num_channels": 3}
+    return {"model_type": "clip_vision_model", **sizes, **_tower_fields(c)}
 
 
 def _tower_fields(c: vit.ViTConfig | clip.TextConfig) -> dict:

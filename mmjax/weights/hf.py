@@ -33,6 +33,7 @@ from mmjax.weights import (
     gguf,
     gpt2,
     llama,
+    llava,
     mamba,
     mamba2,
     marian,
@@ -55,6 +56,7 @@ FAMILIES: dict[str, ModuleType] = {
     "marian": marian,
     "mamba": mamba,
     "mamba2": mamba2,
+    "llava": llava,
 }  # model_type of config.json
 CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 

@@ -36,17 +36,21 @@ def _hf_layer(flat: dict, name: str) -> dict:
     }
 
 
-def from_hf(flat: dict) -> dict:
-    vision, text = "vision_model.embeddings", "text_model.embeddings"
+def hf_tower(flat: dict, prefix: str) -> dict:
     return {
-        "vision": {
-            "patch_embed": {"kernel": flat[f"{vision}.patch_embedding.weight"].transpose(2, 3, 1, 0)},
-            "class_embed": flat[f"{vision}.class_embedding"],
-            "pos_embed": flat[f"{vision}.position_embedding.weight"],
-            "norm_pre": norm(flat, "vision_model.pre_layrnorm"),
-            "layers": stack(flat, "vision_model.encoder.layers", _hf_layer),
-            "norm": norm(flat, "vision_model.post_layernorm"),
-        },
+        "patch_embed": {"kernel": flat[f"{prefix}.embeddings.patch_embedding.weight"].transpose(2, 3, 1, 0)},
+        "class_embed": flat[f"{prefix}.embeddings.class_embedding"],
+        "pos_embed": flat[f"{prefix}.embeddings.position_embedding.weight"],
+        "norm_pre": norm(flat, f"{prefix}.pre_layrnorm"),
+        "layers": stack(flat, f"{prefix}.encoder.layers", _hf_layer),
+        "norm": norm(flat, f"{prefix}.post_layernorm"),
+    }
+
+
+def from_hf(flat: dict) -> dict:
+    text = "text_model.embeddings"
+    return {
+        "vision": hf_tower(flat, "vision_model"),
         "text": {
             "embed": {"embedding": flat[f"{text}.token_embedding.weight"]},
             "pos_embed": flat[f"{text}.position_embedding.weight"],

@@ -1,0 +1,289 @@
+"""LLaVA: a picture is a few hundred more words, and one small layer translates them.
+
+Source: Liu et al. 2023, arXiv:2304.08485, section 4; LLaVA-1.5: Liu et al. 2023b, arXiv:2310.03744, section 3.
+
+    images [B M H W 3] -vision-> [B M N D] -projector-> [B M N W] -.
+    input_ids [B T] -embed-> [B T W] ------------------------------x-> [B T W] -language-> logits [B T V]
+
+B batch, M pictures of a row at most, N tokens of a picture, D width of what sees, W of the language model, T tokens of
+a row, V vocabulary. Where a picture stands, `input_ids` holds `image_token` N times (`expanded`), so that shapes are
+static: the k-th image token of a row takes the k-th vector of the row's pictures. The authors keep one placeholder and
+insert N vectors there while the program runs, which gives the same sequence.
+
+Training has two stages (section 4.2): ALIGN, the projector alone on captions; INSTRUCT, projector and language model on
+conversations. The loss counts what the assistant says. Several conversations about one picture may stand in one row
+behind it, each blind to the others: `packed`. That is not in the paper, and saves reading the picture again.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
+
+from mmjax.models import clip, llama, vit
+from mmjax.models.features import MLPAdapter
+from mmjax.nn.cache import KVCache
+from mmjax.nn.embeddings import positions_of
+from mmjax.nn.linear import Linear
+from mmjax.nn.outputs import Aux, LMOutput
+from mmjax.nn.stack import Compute
+from mmjax.ops import images as image_ops
+from mmjax.ops import masks
+from mmjax.ops.cross_entropy import IGNORED, linear_nll, next_tokens
+
+ALIGN = r"^projector/"  # Task.trainable of stage 1
+INSTRUCT = r"^(projector|language)/"  # and of stage 2, where the tower stays as it is
+LORA = r"^language/layers/.*kernel$"  # nn.lora.LoRA's paths in stage 2: all but the head; rank 128, alpha 256
+
+
+# What sees: config -> module, images [I H W 3] -> [I N D]
+
+
+class ClipPatches(nn.Module):
+    """Patches of the blocks that `config.layers` names, side by side, from CLIP. No norm was trained for them."""
+
+    config: "LlavaConfig"
+
+    def setup(self):
+        self.tower = clip.VisionTower(self.config.vision, self.config.compute)
+        nn.share_scope(self, self.tower)
+
+    def __call__(self, images: jax.Array) -> jax.Array:  # [I H W 3] uint8, or float already normalised
+        c = self.config
+        out = self.tower(image_ops.to_float(images, c.image_mean, c.image_std), collect=True)
+        tokens = [out.hidden_states[layer] for layer in c.layers]
+        return jnp.concatenate([x if c.class_token else x[:, 1:] for x in tokens], axis=-1)
+
+
+# From what is seen to the language model: config -> module, [... D] -> [... W]
+
+
+def mlp(c: "LlavaConfig") -> nn.Module:
+    """Two layers, LLaVA-1.5 (mlp2x_gelu)."""
+    return MLPAdapter(c.language.width, c.language.compute.dtype, torch_linear)
+
+
+def linear(c: "LlavaConfig") -> nn.Module:
+    """One layer: equation 1 of the first paper."""
+    return Linear(c.language.width, True, c.language.compute.dtype, torch_linear)
+
+
+torch_linear = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+@dataclasses.dataclass(frozen=True)
+class LlavaConfig:
+    """The defaults are LLaVA-1.5's but for the two towers, which have to be said."""
+
+    vision: vit.ViTConfig  # of CLIP
+    language: llama.LlamaConfig
+    image_token: int = 32_000  # id that stands where a vector of a picture does
+    layers: tuple[int, ...] = (-2,)  # blocks of the tower that are read; -1 is the last
+    class_token: bool = False  # whether it is read too
+    see: Callable[["LlavaConfig"], nn.Module] = ClipPatches
+    projector: Callable[["LlavaConfig"], nn.Module] = mlp
+    image_length: int | None = None  # N, where `see` and `projector` give another number than the tower has patches
+    image_mean: tuple[float, ...] = clip.OPENAI_MEAN  # what uint8 images are normalised by, RGB in [0, 1]
+    image_std: tuple[float, ...] = clip.OPENAI_STD
+    compute: Compute = Compute()  # of the tower
+
+    def __post_init__(self):
+        if not 0 <= self.image_token < self.language.vocab_size:
+            raise ValueError(
+                f"image_token must be an id of the vocabulary, 0 to {self.language.vocab_size - 1}, got "
+                f"{self.image_token}; a language model without a spare id needs a larger table"
+            )
+        deep = [layer for layer in self.layers if not -self.vision.depth <= layer < self.vision.depth]
+        if deep or not self.layers:
+            raise ValueError(f"layers must name some of the tower's {self.vision.depth} blocks, got {self.layers}")
+
+    @property
+    def tokens_per_image(self) -> int:  # N
+        return self.vision.num_patches + self.class_token if self.image_length is None else self.image_length
+
+    @property
+    def vocab_size(self) -> int:
+        return self.language.vocab_size
+
+    @property
+    def length(self) -> int:
+        return self.language.length
+
+    @classmethod
+    def tiny(cls) -> "LlavaConfig":
+        vision = vit.ViTConfig(16, 8, width=16, depth=2, num_heads=2, hidden=32, epsilon=1e-5)
+        return cls(vision, llama.LlamaConfig.tiny(), image_token=63)
+
+
+def _published(vision: clip.CLIPConfig, language: llama.LlamaConfig, **fields) -> LlavaConfig:
+    language = dataclasses.replace(language, vocab_size=32_064, length=4096, epsilon=1e-5)
+    return LlavaConfig(vision.vision, language, **fields)
+
+
+def llava_7b() -> LlavaConfig:  # section 4.1: one layer, 224 pixels; here with Vicuna 1.5's length
+    return _published(clip.vit_l14(), llama.llama_7b(), projector=linear)
+
+
+def llava_1_5_7b() -> LlavaConfig:  # LLaVA-1.5, table 2; the table has room for 64 more ids, as Hugging Face's
+    return _published(clip.vit_l14_336(), llama.llama_7b())
+
+
+def llava_1_5_13b() -> LlavaConfig:
+    return _published(clip.vit_l14_336(), llama.llama_13b())
+
+
+def put(embeds: jax.Array, at: jax.Array, values: jax.Array) -> jax.Array:
+    """embeds [B T W], at [B T] bool, values [B K W] -> [B T W]: in each row, the k-th True takes the k-th value.
+
+    Values beyond the number of True are ignored; a True beyond the K-th gets zeros.
+    """
+    count = values.shape[1]
+    rank = jnp.cumsum(at, axis=1) - 1  # [B T]
+    taken = jnp.take_along_axis(values, jnp.clip(rank, 0, count - 1)[..., None], axis=1)
+    taken = jnp.where((rank < count)[..., None], taken, 0)
+    return jnp.where(at[..., None], taken.astype(embeds.dtype), embeds)
+
+
+def packed(segments: jax.Array, attention_mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """segments [B T] int: 0 for what stands in front (the picture), then 1 1 1 2 2 ..., one number a conversation.
+
+    -> positions [B T], counted on from the front in each conversation as if it were alone; and what may look at what,
+    [B 1 T T] bool: all at the front, and each conversation at itself, never forward. attention_mask: False at padding.
+    """
+    front = (segments == 0) if attention_mask is None else (segments == 0) & attention_mask
+    positions = positions_of(segments.shape, attention_mask, segments)
+    positions = positions + jnp.where(segments == 0, 0, front.sum(1, keepdims=True))
+    queries, keys = segments[:, :, None], segments[:, None]
+    allowed = masks.Causal().dense(segments.shape[1], segments.shape[1])[:, 0] & ((queries == keys) | (keys == 0))
+    allowed = allowed if attention_mask is None else allowed & attention_mask[:, None]
+    return positions.astype(jnp.int32), allowed[:, None]
+
+
+# On the host, before any of it runs
+
+
+def expanded(input_ids: Sequence[int], image_token: int, count: int) -> list[int]:
+    """Each image token `count` times: what the text of a chat template becomes."""
+    return [token for one in input_ids for token in [one] * (count if one == image_token else 1)]
+
+
+def by_row(config: LlavaConfig, input_ids: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """All pictures of a batch in the order of their places, [I H W 3] -> [B M H W 3]; black where a row has fewer.
+
+    Raises ValueError where places and pictures don't match.
+    """
+    counts = images_in(config, input_ids)
+    if sum(counts) != len(images):
+        raise ValueError(
+            f"the rows have room for {sum(counts)} images of {config.tokens_per_image} tokens ({counts} each), got "
+            f"{len(images)} images; each needs its image tokens, and each place its image"
+        )
+    rows = np.zeros((len(counts), max(counts, default=0), *np.shape(images)[1:]), np.asarray(images).dtype)
+    first = 0
+    for row, count in enumerate(counts):
+        rows[row, :count] = images[first : first + count]
+        first += count
+    return rows
+
+
+def images_in(config: LlavaConfig, input_ids: np.ndarray) -> list[int]:
+    """How many pictures each row [B T] has places for."""
+    found = (np.asarray(input_ids) == config.image_token).sum(axis=1)
+    if (found % config.tokens_per_image).any():
+        row = int(np.argmax(found % config.tokens_per_image > 0))
+        raise ValueError(
+            f"row {row} has {int(found[row])} image tokens (id {config.image_token}), but an image takes "
+            f"{config.tokens_per_image}; write them with `expanded`, and don't cut a row inside of an image"
+        )
+    return [int(n) for n in found // config.tokens_per_image]
+
+
+class Llava(nn.Module):
+    config: LlavaConfig
+
+    def setup(self):
+        c = self.config
+        self.vision, self.projector, self.language = c.see(c), c.projector(c), llama.Llama(c.language)
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        images: jax.Array | None = None,
+        attention_mask: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+    ) -> LMOutput:
+        """input_ids [B T] int; images [B M H W 3], or [B H W 3] with one a row, uint8 or float already normalised;
+        attention_mask [B T] bool, False at padding; positions [B T] int, counted where None; segments: as in `packed`.
+        """
+        splice = self.splice(input_ids, images)
+        if segments is None:
+            return self.language(input_ids, attention_mask, positions, splice=splice)
+        counted, mask = packed(segments, attention_mask)
+        return self.language.decode(input_ids, counted if positions is None else positions, mask, splice=splice)[0]
+
+    def extend(
+        self, input_ids: jax.Array, cache: KVCache, attention_mask: jax.Array | None = None,
+        *, images: jax.Array | None = None,
+    ) -> tuple[LMOutput, KVCache]:  # fmt: skip
+        """As llama.Llama's; `images` as in a call, with the part of the text that they stand in."""
+        return self.language.extend(input_ids, cache, attention_mask, splice=self.splice(input_ids, images))
+
+    def encode_image(self, images: jax.Array) -> jax.Array:
+        """[B M H W 3] or [B H W 3] -> [B M*N W], what the language model reads in place of words."""
+        if images.ndim == 4:
+            images = images[:, None]
+        if images.ndim != 5:
+            raise ValueError(f"images must be [B M H W 3] or [B H W 3], got {list(images.shape)}")
+        tokens = self.projector(self.vision(rearrange(images, "b m h w c -> (b m) h w c")))
+        if tokens.shape[1] != self.config.tokens_per_image:
+            raise ValueError(
+                f"an image became {tokens.shape[1]} tokens, but the config says {self.config.tokens_per_image}; "
+                "set image_length"
+            )
+        return rearrange(tokens, "(b m) n w -> b (m n) w", m=images.shape[1])
+
+    def splice(self, input_ids: jax.Array, images: jax.Array | None) -> llama.Splice | None:
+        """What puts the pictures in their places, for the language model."""
+        if images is None:
+            return None
+        if images.shape[0] != input_ids.shape[0]:
+            raise ValueError(f"input_ids have {input_ids.shape[0]} rows, images {images.shape[0]}; see `by_row`")
+        return partial(put, at=input_ids == self.config.image_token, values=self.encode_image(images))
+
+    @nn.nowrap
+    def init_cache(self, batch_size: int, length: int) -> KVCache:
+        return llama.Llama(self.config.language).init_cache(batch_size, length)
+
+    @nn.nowrap
+    def head(self, params: dict) -> jax.Array:
+        """[W V] what the last hidden state is multiplied by."""
+        return llama.Llama(self.config.language).head(params["language"])
+
+
+def loss(model: Llava, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, Aux]:
+    """-log p of what the assistant says, the mean over its tokens of the global batch; both stages.
+
+    batch: input_ids [B T], spoken [B T] bool (the assistant wrote this token, the end of its turn included), images as
+    in a call, and where there are any attention_mask [B T] and segments [B T].
+    """
+    labels = labels_of(batch)
+    out = model.apply(
+        variables, batch["input_ids"], batch.get("images"), batch.get("attention_mask"), batch.get("positions"),
+        batch.get("segments"),
+    )  # fmt: skip
+    nll = linear_nll(out.last_hidden_state, model.head(variables["params"]), labels)
+    count = (labels != IGNORED).sum()
+    value = nll.sum() / jnp.maximum(count, 1)
+    return value, Aux({"loss": value}, weight=count)
+
+
+def labels_of(batch: dict) -> jax.Array:
+    """[B T] the id that follows where the assistant wrote it, else IGNORED."""
+    following = next_tokens(batch["input_ids"], batch.get("attention_mask"), batch.get("segments"))
+    return jnp.where(jnp.roll(batch["spoken"], -1, axis=1), following, IGNORED)
