@@ -2,9 +2,10 @@
 
     [{"role": "user", "content": "Hi"}, ...] --template--> pieces of text --encode--> ids, and which of them to learn
 
-A template is a function of the messages. The four here are for training; a model that comes with its own template, in
+A template is a function of the messages. Those here are for training; a model that comes with its own template, in
 Jinja, is rendered by that (`from_jinja`), since it was trained on every blank of it. Sources: the templates of
-SmolLM2 and Qwen2.5 (ChatML), Llama 3, Llama 2 (transformers 4.40) and Gemma; goldens in tests/goldens/chat.json.
+SmolLM2 and Qwen2.5 (ChatML), Llama 3, Llama 2 (transformers 4.40), Gemma and Vicuna 1.1; goldens in
+tests/goldens/chat.json and shikra.json.
 
 A piece is learned where the assistant speaks: its words and the token that ends its turn. A model that is not trained
 on that token never stops.
@@ -69,6 +70,26 @@ def llama2(messages: Messages, *, answer: bool = False) -> list[Piece]:
         else:
             pieces.append(Piece(f" {message['content'].strip()} </s>", learned=True))
     return pieces
+
+
+VICUNA = (  # what the system says where the messages don't
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+def vicuna(messages: Messages, *, answer: bool = False) -> list[Piece]:
+    """Vicuna 1.1's, which LLaVA-1.5, Shikra and NExT-Chat are trained with: lm-sys/FastChat, conversation.py."""
+    check(messages, answer)
+    if messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": VICUNA}, *messages]
+    pieces = [Piece(f"<s>{messages[0]['content']} ")]
+    for message in messages[1:]:
+        if message["role"] == "user":
+            pieces.append(Piece(f"USER: {message['content']} ASSISTANT:"))
+        else:
+            pieces.append(Piece(f" {message['content']}</s>", learned=True))
+    return joined(pieces)
 
 
 def _turns(
