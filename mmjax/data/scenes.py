@@ -4,7 +4,7 @@
 
 B batch, n objects of a scene at most, S source side, s side of the canvas. Layouts are composed, pixels are the
 artists' own. The canvas is cut into cells and each object lies about its own, so objects hide each other only where
-they are larger than a cell or turned; later ones lie on top of earlier ones.
+they are larger than a cell, turned, or strewn beyond it; later ones lie on top of earlier ones.
 
 Every random number is in a `Layout`, made for the GLOBAL batch; a process that holds some of the rows takes those rows.
 """
@@ -27,6 +27,7 @@ class Composer:
     objects: tuple[int, int] = (1, 3)  # fewest and most
     scale: tuple[float, float] = (0.6, 1.0)  # size of an object, in cells
     rotation: float = 12.0  # degrees, each way
+    strewn: float = 0.0  # how far the centre is moved besides, in cells, each way: then objects overlap
     backgrounds: tuple[float, float, float, float] = (0.3, 0.3, 0.2, 0.2)  # shares: white, plain, gradient, blocks
 
     def __post_init__(self):
@@ -59,6 +60,7 @@ class Scene(NamedTuple):
     masks: np.ndarray  # [B n s s] bool: more than half of the pixel's colour is this object's, so objects share none
     boxes: np.ndarray  # [B n 4] float32 x0, y0, x1, y1 in [0, 1] about the mask's pixels; zeros where not present
     present: np.ndarray  # [B n] bool
+    visible: np.ndarray  # [B n] float32 share of the object's colour that no other hides
 
 
 def draw(config: Composer, batch_size: int, rng: np.random.Generator) -> Layout:
@@ -70,6 +72,10 @@ def draw(config: Composer, batch_size: int, rng: np.random.Generator) -> Layout:
     corner = np.stack([cell % config.cells, cell // config.cells], -1)  # x, y
     # In its cell wherever it fits there; a larger one hangs over on both sides.
     centre = corner + 0.5 + rng.uniform(-0.5, 0.5, (*several, 2)) * np.abs(1 - scale[..., None])
+    if config.strewn:
+        edge = np.minimum(scale, 1)[..., None] / 2  # no object is moved out of the canvas
+        moved = centre + rng.uniform(-config.strewn, config.strewn, centre.shape)
+        centre = np.clip(moved, edge, config.cells - edge)
     paints, mix = augment.backgrounds(augment.Augment(backgrounds=config.backgrounds), batch_size, rng)
     return Layout(
         count=rng.integers(fewest, most + 1, batch_size),
@@ -98,14 +104,15 @@ def compose(cutouts: np.ndarray, layouts: Layout, size: int, may_flip: np.ndarra
     layouts = layouts._replace(flip=layouts.flip & may_flip)
     few = max(1, augment.CACHED // (size**2 * cutouts.shape[1]))  # a few at a time stay in the processor's cache
     parts = [slice(first, first + few) for first in range(0, len(cutouts), few)]
-    images, visible = zip(*(_paint(cutouts[rows], take(layouts, rows), size) for rows in parts), strict=True)
-    masks = np.concatenate(visible) > 0.5
+    painted = zip(*(_paint(cutouts[rows], take(layouts, rows), size) for rows in parts), strict=True)
+    images, shares, visible = (np.concatenate(part) for part in painted)
+    masks = shares > 0.5
     boxes, present = enclosing(masks)
-    return Scene(np.concatenate(images), masks, boxes, present)
+    return Scene(images, masks, boxes, present, visible)
 
 
-def _paint(cutouts: np.ndarray, layouts: Layout, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images [B s s 3] uint8, and each object's share of each pixel's colour [B n s s]."""
+def _paint(cutouts: np.ndarray, layouts: Layout, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images [B s s 3] uint8, each object's share of each pixel's colour [B n s s], and how much of it shows [B n]."""
     batch, most, side = cutouts.shape[:3]
     placed = augment.still(batch * most)._replace(
         scale=layouts.scale.reshape(-1),
@@ -130,9 +137,11 @@ def _paint(cutouts: np.ndarray, layouts: Layout, size: int) -> tuple[np.ndarray,
         shares[:, n] = alpha[:, n] * uncovered
         uncovered = uncovered * (1 - alpha[:, n])
     pixels = (255 * np.clip(canvas, 0, 1) + 0.5).astype(np.uint8)
+    visible = shares.sum((2, 3)) / np.maximum(alpha.sum((2, 3)), 1e-6)
     return (
         rearrange(pixels, "b c (h w) -> b h w c", h=size),
         rearrange(shares, "b n 1 (h w) -> b n h w", h=size),
+        visible,
     )
 
 
@@ -147,6 +156,13 @@ def enclosing(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     (x0, x1), (y0, y1) = edges
     present = masks.any((-2, -1))
     return (np.stack([x0, y0, x1, y1], -1) * present[..., None]).astype(np.float32), present
+
+
+def shrunk(cutouts: np.ndarray, composer: Composer) -> np.ndarray:
+    """Drawings [M 64 64 4] at about the size that they are shown at: `compose` reads one pixel for each that it paints,
+    and would skip those between."""
+    shown = composer.size / composer.cells
+    return emoji.resize(cutouts, max(side for side in (16, 32, 64) if side == 16 or side < 2 * shown))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,9 +196,6 @@ class EmojiScenes:
     def _scene(self, artists: np.ndarray, concepts: np.ndarray, layouts: Layout) -> Scene:
         """artists and concepts [B n]."""
         most = concepts.shape[1]
-        cutouts = emoji.cutouts(artists.ravel(), concepts.ravel())
-        # One read per pixel skips the pixels between, so drawings are shrunk to about the size they are shown at.
-        shown = self.composer.size / self.composer.cells
-        cutouts = emoji.resize(cutouts, max(side for side in (16, 32, 64) if side == 16 or side < 2 * shown))
+        cutouts = shrunk(emoji.cutouts(artists.ravel(), concepts.ravel()), self.composer)
         may_flip = np.array([emoji.pack().concepts[n].may_flip for n in concepts.ravel()]).reshape(concepts.shape)
         return compose(rearrange(cutouts, "(b n) h w c -> b n h w c", n=most), layouts, self.composer.size, may_flip)
