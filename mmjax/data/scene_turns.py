@@ -53,6 +53,7 @@ class Turn(NamedTuple):
     boxes: tuple[tuple[int, ...], ...] = ()  # the things of each <boxes>, question first, then answer
     points: tuple[tuple[int, ...], ...] = ()  # and of each <points>
     concepts: tuple[str, ...] = ()  # of a relation: the name that it was asked about
+    side: str | None = None  # the relation, where the kind does not say it
 
 
 Conversation = tuple[Turn, ...]
@@ -109,7 +110,13 @@ def what(things, names, rng):
 
 
 def point(things, names, rng):
-    i = _pick([i for i, thing in enumerate(things) if thing.visible >= SHOWN], rng)
+    """Of a thing whose centre lies in no other's box: there, the other might be what is seen."""
+    alone = [
+        i
+        for i, thing in enumerate(things)
+        if thing.visible >= SHOWN and not any(_holds(other.box, thing.centre) for other in things if other is not thing)
+    ]
+    i = _pick(alone, rng)
     return None if i is None else (Turn("point", _one(POINT, rng), things[i].name, points=((i,),)),)
 
 
@@ -130,12 +137,13 @@ def which(things, names, rng):
             beyond = _beyond(things, anchor, relation)
             for i in pairs:
                 if [j for j in beyond if shared[j] == shared[i]] == [i]:
-                    found.append((i, anchor, words))
+                    found.append((i, anchor, words, relation))
     if not found:
         return None
-    i, anchor, words = found[rng.integers(len(found))]
-    question = _one(WHICH, rng).format(things[i].name, words, things[anchor].name)
-    return (Turn("which", question, "<boxes>", boxes=((i,),)),)
+    i, anchor, words, relation = found[rng.integers(len(found))]
+    name = things[anchor].name
+    question = _one(WHICH, rng).format(things[i].name, words, name)
+    return (Turn("which", question, "<boxes>", boxes=((i,),), concepts=(name,), side=relation),)
 
 
 def presence(things, names, rng):
@@ -144,8 +152,9 @@ def presence(things, names, rng):
         i = _pick([i for i, thing in enumerate(things) if thing.visible >= SHOWN], rng)
         return None if i is None else (Turn("is", _one(IS, rng).format(things[i].name), "yes"),)
     here = {thing.name for thing in things}
-    absent = next(name for name in (names[rng.integers(len(names))] for _ in range(1_000)) if name not in here)
-    return (Turn("is", _one(IS, rng).format(absent), "no"),)
+    drawn = (names[rng.integers(len(names))] for _ in range(1_000))
+    absent = next((name for name in drawn if name not in here), None)  # a vocabulary may hold only what is there
+    return None if absent is None else (Turn("is", _one(IS, rng).format(absent), "no"),)
 
 
 def count(things, names, rng):
@@ -192,7 +201,7 @@ def behind(things, names, rng):
     for i in clear:
         over = [j for j in range(i + 1, len(things)) if _meet(things[i].box, things[j].box)]
         if things[i].visible < HIDDEN and len(over) == 1 and over[0] in clear:
-            under = [j for j in clear if j < over[0] and _meet(things[j].box, things[over[0]].box)]
+            under = [j for j in range(over[0]) if _meet(things[j].box, things[over[0]].box)]
             if under == [i]:
                 found.append((over[0], i))
     if not found:
@@ -206,12 +215,16 @@ def _meet(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
+def _holds(box: Box, at: tuple[float, float]) -> bool:
+    return box[0] <= at[0] <= box[2] and box[1] <= at[1] <= box[3]
+
+
 def _in_order(things: Sequence[Thing]) -> list[int] | None:
-    """From left to right; None where two are about equally far left, or one is hardly seen."""
+    """From left to right; None where there is nothing, two are about equally far left, or one is hardly seen."""
     order = sorted(range(len(things)), key=lambda i: things[i].centre[0])
     steps = [things[b].centre[0] - things[a].centre[0] for a, b in zip(order, order[1:], strict=False)]
     clear = all(step >= MARGIN for step in steps) and all(thing.visible >= SHOWN for thing in things)
-    return order if clear else None
+    return order if order and clear else None
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -247,7 +260,7 @@ def chain_left(things, names, rng):
     name, answer = (things[i].name for i in pair)
     words = f"{name} <boxes>, left of it <boxes>: {answer}"
     boxes = tuple((i,) for i in pair)
-    return (Turn("chain_left", _one(CHAIN_LEFT, rng).format(name), words, boxes=boxes, concepts=(name,)),)
+    return (Turn("chain_left", _one(CHAIN_LEFT, rng).format(name), words, boxes=boxes, concepts=(name,), side="left"),)
 
 
 def dialogue(things, names, rng):
@@ -256,7 +269,7 @@ def dialogue(things, names, rng):
         return None
     name, answer = (things[i].name for i in pair)
     first = Turn("where", _one(WHERE, rng).format(name), "<boxes>", boxes=((pair[0],),))
-    return (first, Turn("dialogue", _one(FOLLOWING, rng), answer, concepts=(name,)))
+    return (first, Turn("dialogue", _one(FOLLOWING, rng), answer, concepts=(name,), side="left"))
 
 
 KINDS: Mapping[str, Ask] = {
@@ -276,8 +289,7 @@ def relation(turn: Turn) -> str | None:
     """Which of the held-out combinations its question could be: "left/fox". None where it asks for no relation."""
     if not turn.concepts:
         return None
-    kind = "left" if turn.kind in ("chain_left", "dialogue") else turn.kind
-    return f"{kind}/{turn.concepts[0]}"
+    return f"{turn.side or turn.kind}/{turn.concepts[0]}"
 
 
 def ask(
