@@ -1,8 +1,9 @@
 """Trains the vocabulary of scenes: `python -m mmjax.data.build_scenes_bpe`.
 
 The result is committed as `assets/scenes_bpe.json`; a test builds it again and compares. Words of the templates and of
-the names of scenes become tokens of their own, and so do the numbers from 0.00 to 1.00 and from 0 to 99: as the texts
-are few, pairs are merged until each word is one token. Other words are spelled in pieces, down to bytes.
+the names of scenes become tokens of their own where they stand in the texts below, and so do the numbers from 0.00 to
+1.00 and from 0 to 100: as the texts are few, pairs are merged until each word is one token. Other words are spelled in
+pieces, down to bytes: so are "above", "below" and "behind" behind a blank.
 """
 
 import tokenizers

@@ -8,8 +8,8 @@ Three systems write a place in three ways; all else of a turn is the same for th
     Regions     Ferret: in questions "[12, 30, 48, 90] <region_fea>", in answers without the token
     Embedded    NExT-Chat: "<at><boxes>": the numbers are no text
 
-The vocabulary (`build_scenes_bpe.py`) has a token for each word of the templates and of the names, and one for each
-number of two decimals.
+The vocabulary (`build_scenes_bpe.py`) has a token for nearly every word of the templates and of the names, and one for
+each number of two decimals.
 """
 
 import dataclasses
