@@ -47,7 +47,7 @@ def concepts(count: int) -> np.ndarray:
 @functools.cache
 def names(count: int) -> tuple[str, ...]:
     """In lower case, as the vocabulary spells them."""
-    return tuple(emoji.pack().names[n].lower().replace("’", "'") for n in concepts(count))
+    return tuple(_name(n) for n in concepts(count))
 
 
 def is_held_out(turn: Turn) -> bool:
@@ -75,7 +75,13 @@ class SceneQuestions:
     places: int = 24  # K at most
     region_points: int = 0  # P, points drawn in each place that a question names; 0: none
     kinds: tuple[str, ...] = KINDS  # that are asked, as often as scene_turns.MIX says
-    twins: float = 0.3  # share of the scenes in which two things have one name
+    twins: float = 0.3  # share of the scenes whose first two things have one name
+
+    def __post_init__(self):
+        if self.composer.size % self.cells:
+            raise ValueError(f"cells must divide the side of {self.composer.size} pixels, got cells={self.cells}")
+        if unknown := set(self.kinds) - set(scene_turns.MIX):
+            raise ValueError(f"no kind of question {min(unknown)!r}; there are {', '.join(scene_turns.MIX)}")
 
     def batches(self, batch_size: int, seed: int, rows: slice = pipeline.ALL) -> pipeline.Batches:
         """See `batch`, of training drawings."""
@@ -102,11 +108,40 @@ class SceneQuestions:
         """images uint8 [B s s 3]; input_ids int32, segments int32, spoken and attention_mask bool, all [B 1+N+length];
         cells int32 [B h w]: the thing that a cell shows, by its place in the vocabulary, -1 where none, -2 where it has
         no name there; cell_boxes float32 [B h w 4]; places float32 [B K 4], the boxes that the row speaks of, in the
-        order of its tokens, zeros behind; place_count int32 [B]; with region_points also regions float32 [B R P 2]."""
+        order of its tokens, zeros behind, and of no size for a point; place_count int32 [B]; with region_points also
+        regions float32 [B R P 2] of the places in questions, and region_count int32 [B]. A conversation that doesn't
+        fit into the row is left out whole."""
         rngs = [np.random.default_rng(seed) for seed in seeds]
         encoded = self._encoded([[self._written(c, e.things) for c in e.conversations] for e in examples])
         rows = [self._row(e, ids, rng) for e, ids, rng in zip(examples, encoded, rngs, strict=True)]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def prompts(self, examples: Sequence[Example], conversations: Sequence[Conversation]) -> pipeline.Batch:
+        """A conversation about each example up to where the last answer is due, padded on the left; earlier answers are
+        the true ones. images, input_ids int32 and attention_mask bool [B T], and with region_points regions [B R P 2].
+        """
+        texts = [[self._written(c, e.things)] for c, e in zip(conversations, examples, strict=True)]
+        front, rows = self._front(), []
+        for ((turns,),) in zip(self._encoded(texts), strict=True):
+            ids, _ = conversation_ids(turns)
+            rows.append([*front, *ids[: len(ids) - len(turns[-1][1]) - 1]])
+        length = max(map(len, rows))
+        batch = {
+            "images": np.stack([example.image for example in examples]),
+            "input_ids": np.array([[0] * (length - len(row)) + row for row in rows], np.int32),
+            "attention_mask": np.array([[False] * (length - len(row)) + [True] * len(row) for row in rows]),
+        }
+        if self.region_points:
+            asked = [[i for turn in c for i, in_question in marks_of(turn) if in_question] for c in conversations]
+            made = [
+                self._regions(e, i, np.random.default_rng(n))
+                for n, (e, i) in enumerate(zip(examples, asked, strict=True))
+            ]
+            batch["regions"] = np.stack([one["regions"] for one in made])
+        return batch
+
+    def _front(self) -> list[int]:
+        return [scene_text.id_of(scene_text.START), *[scene_text.id_of(scene_text.IMAGE)] * self.image_tokens]
 
     # Scenes
 
@@ -116,6 +151,11 @@ class SceneQuestions:
     def _which(self, count: int, pool: "_Pool", rng: np.random.Generator) -> np.ndarray:
         """Drawings [count n] as rows of the pool: a concept at random, then an artist; sometimes a name twice."""
         most = self.composer.objects[1]
+        if len(pool.distinct) < most:
+            raise ValueError(
+                f"scenes of {most} things need as many concepts, but this split draws {len(pool.distinct)} of the "
+                f"vocabulary's; vocabulary={self.vocabulary} is too small"
+            )
         concept = rng.permuted(np.tile(np.arange(len(pool.distinct)), (count, 1)), axis=1)[:, :most]
         twins = rng.random(count) < self.twins
         if most > 2:
@@ -151,7 +191,8 @@ class SceneQuestions:
             asked = [scene_turns.ask(kind, things, known, rng, may) for kind in kinds]
         else:
             chances = np.array([scene_turns.MIX[kind] for kind in self.kinds])
-            drawn = rng.choice(len(chances), size=self.length // 9, p=chances / chances.sum())
+            tries = self.length // 9 if self.kinds else 0
+            drawn = rng.choice(len(chances) or 1, size=tries, p=chances / chances.sum() if tries else None)
             asked = [scene_turns.ask(self.kinds[k], things, known, rng, may) for k in drawn]
         return list(dict.fromkeys(conversation for conversation in asked if conversation is not None))
 
@@ -181,17 +222,20 @@ class SceneQuestions:
         for conversation, turns in zip(example.conversations, encoded, strict=True):
             ids, spoken = conversation_ids(turns)
             marks = [(i, in_question) for turn in conversation for i, in_question in marks_of(turn)]
+            pointed = [i for i, in_question in marks if in_question]
             if start + len(ids) > total or len(places) + len(marks) > self.places:
+                continue
+            if self.region_points and len(asked) + len(pointed) > self.places // 2:
                 continue
             segment += 1
             stop = start + len(ids)
             row["input_ids"][start:stop], row["spoken"][start:stop] = ids, spoken
             row["segments"][start:stop], row["attention_mask"][start:stop] = segment, True
-            places += [i for i, _ in marks]
-            asked += [i for i, in_question in marks if in_question]
+            places += [place for turn in conversation for place in places_of(turn, example.things)]
+            asked += pointed
             start = stop
         if places:
-            row["places"][: len(places)] = [example.things[i].box for i in places]
+            row["places"][: len(places)] = places
         row["place_count"] = np.int32(len(places))
         row |= {"images": example.image, **self._cells(example)}
         return row | (self._regions(example, asked, rng) if self.region_points else {})
@@ -255,6 +299,16 @@ def marks_of(turn: Turn) -> list[tuple[int, bool]]:
         for mark in scene_turns.MARKS.findall(text):
             found += [(i, in_question) for i in next(boxes if mark == "<boxes>" else points)]
     return found
+
+
+def places_of(turn: Turn, things: Sequence[Thing]) -> list[scene_turns.Box]:
+    """A box for each of `marks_of`: what a mark speaks of, or for a point the box of no size in its middle."""
+    marks = scene_turns.MARKS.findall(turn.question + turn.answer)
+    things = [things[i] for i, _ in marks_of(turn)]
+    return [
+        thing.box if mark == "<boxes>" else (*thing.centre, *thing.centre)
+        for mark, thing in zip(marks, things, strict=True)
+    ]
 
 
 def conversation_ids(turns: Sequence[tuple[list[int], list[int]]]) -> tuple[list[int], list[bool]]:

@@ -18,12 +18,14 @@ behind it, each blind to the others: `packed`. That is not in the paper, and sav
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import linen as nn
+from flax import struct
 
 from mmjax.models import clip, llama, vit
 from mmjax.models.features import MLPAdapter
@@ -41,7 +43,7 @@ INSTRUCT = r"^(projector|language)/"  # and of stage 2, where the tower stays as
 LORA = r"^language/layers/.*kernel$"  # nn.lora.LoRA's paths in stage 2: all but the head; rank 128, alpha 256
 
 
-# What sees: config -> module, images [I H W 3] -> [I N D]
+# What sees: config -> module, images [I H W 3] -> [I N D], or what the projector reads of several towers
 
 
 class ClipPatches(nn.Module):
@@ -58,6 +60,21 @@ class ClipPatches(nn.Module):
         out = self.tower(image_ops.to_float(images, c.image_mean, c.image_std), collect=True)
         tokens = [out.hidden_states[layer] for layer in c.layers]
         return jnp.concatenate([x if c.class_token else x[:, 1:] for x in tokens], axis=-1)
+
+
+class ViTPatches(nn.Module):
+    """Patches after the last norm of a plain ViT: where the tower was trained by what its patches show."""
+
+    config: "LlavaConfig"
+
+    def setup(self):
+        self.tower = vit.ViT(self.config.vision, self.config.compute)
+        nn.share_scope(self, self.tower)
+
+    def __call__(self, images: jax.Array) -> jax.Array:  # [I H W 3] uint8, or float already normalised
+        c = self.config
+        images = image_ops.to_float(images, c.image_mean, c.image_std)
+        return self.tower(images).last_hidden_state[:, c.vision.prefix :]
 
 
 # From what is seen to the language model: config -> module, [... D] -> [... W]
@@ -203,6 +220,13 @@ def images_in(config: LlavaConfig, input_ids: np.ndarray) -> list[int]:
     return [int(n) for n in found // config.tokens_per_image]
 
 
+@struct.dataclass
+class LlavaOutput:
+    last_hidden_state: jax.Array  # [B T W] after the last norm
+    logits: jax.Array  # [B T V] float32, of the token that follows
+    image_features: Any  # [B*M N D] before the projector; None without pictures
+
+
 class Llava(nn.Module):
     config: LlavaConfig
 
@@ -217,44 +241,46 @@ class Llava(nn.Module):
         attention_mask: jax.Array | None = None,
         positions: jax.Array | None = None,
         segments: jax.Array | None = None,
-    ) -> LMOutput:
+    ) -> LlavaOutput:
         """input_ids [B T] int; images [B M H W 3], or [B H W 3] with one a row, uint8 or float already normalised;
         attention_mask [B T] bool, False at padding; positions [B T] int, counted where None; segments: as in `packed`.
         """
-        splice = self.splice(input_ids, images)
+        features = None if images is None else self.see(images)
+        splice = None if images is None else self.splice(input_ids, features)
         if segments is None:
-            return self.language(input_ids, attention_mask, positions, splice=splice)
-        counted, mask = packed(segments, attention_mask)
-        return self.language.decode(input_ids, counted if positions is None else positions, mask, splice=splice)[0]
+            out = self.language(input_ids, attention_mask, positions, splice=splice)
+        else:
+            counted, mask = packed(segments, attention_mask)
+            positions = counted if positions is None else positions
+            out = self.language.decode(input_ids, positions, mask, splice=splice)[0]
+        return LlavaOutput(out.last_hidden_state, out.logits, features)
 
     def extend(
         self, input_ids: jax.Array, cache: KVCache, attention_mask: jax.Array | None = None,
         *, images: jax.Array | None = None,
     ) -> tuple[LMOutput, KVCache]:  # fmt: skip
         """As llama.Llama's; `images` as in a call, with the part of the text that they stand in."""
-        return self.language.extend(input_ids, cache, attention_mask, splice=self.splice(input_ids, images))
+        splice = None if images is None else self.splice(input_ids, self.see(images))
+        return self.language.extend(input_ids, cache, attention_mask, splice=splice)
 
-    def encode_image(self, images: jax.Array) -> jax.Array:
-        """[B M H W 3] or [B H W 3] -> [B M*N W], what the language model reads in place of words."""
-        if images.ndim == 4:
-            images = images[:, None]
-        if images.ndim != 5:
+    def see(self, images: jax.Array) -> Any:
+        """[B M H W 3] or [B H W 3] -> [B*M N D], what `config.see` makes of each picture and the projector reads."""
+        if images.ndim not in (4, 5):
             raise ValueError(f"images must be [B M H W 3] or [B H W 3], got {list(images.shape)}")
-        tokens = self.projector(self.vision(rearrange(images, "b m h w c -> (b m) h w c")))
+        return self.vision(images if images.ndim == 4 else rearrange(images, "b m h w c -> (b m) h w c"))
+
+    def splice(self, input_ids: jax.Array, features: Any) -> llama.Splice:
+        """What puts the pictures in their places, for the language model."""
+        tokens, rows = self.projector(features), input_ids.shape[0]
         if tokens.shape[1] != self.config.tokens_per_image:
             raise ValueError(
                 f"an image became {tokens.shape[1]} tokens, but the config says {self.config.tokens_per_image}; "
                 "set image_length"
             )
-        return rearrange(tokens, "(b m) n w -> b (m n) w", m=images.shape[1])
-
-    def splice(self, input_ids: jax.Array, images: jax.Array | None) -> llama.Splice | None:
-        """What puts the pictures in their places, for the language model."""
-        if images is None:
-            return None
-        if images.shape[0] != input_ids.shape[0]:
-            raise ValueError(f"input_ids have {input_ids.shape[0]} rows, images {images.shape[0]}; see `by_row`")
-        return partial(put, at=input_ids == self.config.image_token, values=self.encode_image(images))
+        if tokens.shape[0] % rows:
+            raise ValueError(f"each row has as many images, got {rows} rows and {tokens.shape[0]} images; see `by_row`")
+        values = rearrange(tokens, "(b m) n w -> b (m n) w", b=rows)
+        return partial(put, at=input_ids == self.config.image_token, values=values)
 
     @nn.nowrap
     def init_cache(self, batch_size: int, length: int) -> KVCache:
@@ -273,14 +299,21 @@ def loss(model: Llava, variables: dict, batch: dict, rng: jax.Array, step: jax.A
     in a call, and where there are any attention_mask [B T] and segments [B T].
     """
     labels = labels_of(batch)
-    out = model.apply(
-        variables, batch["input_ids"], batch.get("images"), batch.get("attention_mask"), batch.get("positions"),
-        batch.get("segments"),
-    )  # fmt: skip
-    nll = linear_nll(out.last_hidden_state, model.head(variables["params"]), labels)
-    count = (labels != IGNORED).sum()
-    value = nll.sum() / jnp.maximum(count, 1)
+    out = forward(model, variables, batch)
+    value, count = answer_loss(model, variables, out.last_hidden_state, labels)
     return value, Aux({"loss": value}, weight=count)
+
+
+def forward(model: Llava, variables: dict, batch: dict) -> LlavaOutput:
+    """The model on a batch of `loss`."""
+    inputs = (batch.get(name) for name in ("images", "attention_mask", "positions", "segments"))
+    return model.apply(variables, batch["input_ids"], *inputs)
+
+
+def answer_loss(model: Llava, variables: dict, hidden: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """hidden [B T W], labels [B T] -> mean -log p of the labels that count, and how many do."""
+    nll, count = linear_nll(hidden, model.head(variables["params"]), labels), (labels != IGNORED).sum()
+    return nll.sum() / jnp.maximum(count, 1), count
 
 
 def labels_of(batch: dict) -> jax.Array:

@@ -243,7 +243,7 @@ def test_wrong_configs_and_shapes_are_refused(tiny):
         dataclasses.replace(model.config, image_token=-200)
     with pytest.raises(ValueError, match="2 blocks, got"):
         dataclasses.replace(model.config, layers=(-3,))
-    with pytest.raises(ValueError, match="2 rows, images 1"):
+    with pytest.raises(ValueError, match="got 2 rows and 1 images"):
         model.apply(variables, np.zeros((2, 6), np.int32), pictures(1))
     wrong = llava.Llava(dataclasses.replace(model.config, image_length=7))
     with pytest.raises(ValueError, match="became 4 tokens, but the config says 7"):

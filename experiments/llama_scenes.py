@@ -1,0 +1,58 @@
+"""A language model that never sees: the questions and answers of scenes as text alone.
+
+tiny    seconds: does everything once, learns nothing
+small   about 4 minutes on one of 2 CPU cores (README); small_200 with 200 names
+paper   LLaMA-7B: for `mmjax plan` and pods
+
+It is two things: the language model that llava_scenes and its heirs start from, and their blind twin, which says what
+can be guessed from the words of a question.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.data import scene_text
+from mmjax.data.scene_questions import SceneQuestions
+from mmjax.evals.scene_answers import AskScenes, SceneAnswers
+from mmjax.models import llama, llava
+from mmjax.nn.outputs import Aux
+from mmjax.nn.stack import Compute
+from mmjax.train import optim
+from mmjax.train.experiment import Experiment
+from mmjax.train.task import Task
+
+
+def loss(model: llama.Llama, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, Aux]:
+    """Of the answers; each conversation of a row by itself."""
+    positions, mask = llava.packed(batch["segments"], batch["attention_mask"])
+    out, _ = model.apply(variables, batch["input_ids"], positions, mask, method="decode")
+    value, count = llava.answer_loss(model, variables, out.last_hidden_state, llava.labels_of(batch))
+    return value, Aux({"loss": value}, weight=count)
+
+
+def config(size: str) -> llama.LlamaConfig:
+    vocab_size = scene_text.tokenizer().get_vocab_size()
+    if size == "paper":
+        compute = Compute(jnp.bfloat16, remat="full")
+        return dataclasses.replace(llama.llama_7b(), vocab_size=vocab_size, compute=compute)
+    if size == "tiny":
+        return dataclasses.replace(llama.LlamaConfig.tiny(), vocab_size=vocab_size, length=256, tied=True)
+    return llama.LlamaConfig(
+        vocab_size, length=512, width=128, depth=4, num_heads=4, num_kv_heads=4, head_dim=32, hidden=256, tied=True,
+        compute=Compute(unroll=True),
+    )  # fmt: skip
+
+
+def experiment(size: str) -> Experiment:
+    steps, batch, concepts = {
+        "tiny": (8, 8, 16), "small": (1_000, 32, 64), "small_200": (1_500, 32, 200), "paper": (50_000, 256, 600),
+    }[size]  # fmt: skip
+    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 500}
+    few = {"count": 8, "kinds": ("what", "where")} if size == "tiny" else {}
+    return Experiment(
+        Task(llama.Llama(config(size)), loss), SceneQuestions(vocabulary=concepts, image_tokens=0),
+        optim.AdamW(2e-3, warmup=100, weight_decay=0.05, clip=1.0), steps, batch,
+        final_evals=(SceneAnswers("twemoji", **few),), sample=AskScenes("twemoji"), **every,
+    )  # fmt: skip

@@ -1,0 +1,222 @@
+"""Answers to questions about scenes, by kind, beside what the commonest answer of training would score.
+
+Metrics of a split "twemoji", for each kind of question:
+    twemoji/what ...         share of answers that are right to the letter: names, numbers, yes and no, captions; of
+                             a chain, that its end is right
+    twemoji/where, which     share of boxes that overlap the true one by more than half; with /iou the mean overlap, and
+                             with /failed the answers that hold not exactly one box
+    twemoji/spotting         captions in which every name and every box is right; with /recall the share of boxes
+    twemoji/caption/chrf     Popovic 2015 (evals.translation)
+    .../majority             what the commonest answer scores; of boxes, the box of mean size in the middle
+    .../n                    questions
+"""
+
+import collections
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mmjax.data import scene_text
+from mmjax.data.scene_questions import Example, SceneQuestions
+from mmjax.data.scene_turns import Conversation, Turn
+from mmjax.evals import grounding, translation
+from mmjax.evals.search import square
+from mmjax.nn.outputs import Answer, Request, Result
+from mmjax.nn.sampling import Sampling, generate
+from mmjax.report import annotate
+
+SHOWN = 12
+BOXED, LISTED = ("where", "which"), ("spotting", "chain", "chain_left")  # an answer is a box; or holds some
+LONG = 64  # tokens of an answer that lists things; others have SHORT
+SHORT = 12
+PROMPT = 48  # prompts are padded to multiples of it, so that few programs are compiled
+_BRACKETS = re.compile(r"\[[^\]]*\]")
+
+
+class Reply(NamedTuple):
+    text: str
+    boxes: list[list[float]]  # in the order of the text, x0, y0, x1, y1 in [0, 1]
+
+
+# (model, variables, data, examples, conversations, most tokens) -> replies to the last question of each
+Replies = Callable[[Any, dict, SceneQuestions, Sequence[Example], Sequence[Conversation], int], list[Reply]]
+
+
+def greedy(model, variables, data, examples, conversations, tokens, batch_size: int = 250) -> list[Reply]:
+    """Of a model that writes places as text."""
+    sampling = Sampling(stop_ids=(scene_text.id_of(scene_text.END),))
+    texts = []
+    for n in range(0, len(examples), batch_size):
+        batch = data.prompts(examples[n : n + batch_size], conversations[n : n + batch_size])
+        count = len(batch["images"])
+        batch = padded(batch, batch_size)
+        ids, mask = batch.pop("input_ids"), batch.pop("attention_mask")
+        inputs = batch if data.image_tokens else {}
+        said = generate(model, variables, ids, mask, max_new_tokens=tokens, sampling=sampling, inputs=inputs).tokens
+        texts += [words(ids) for ids in np.asarray(said)[:count]]
+    return [Reply(text, [box for group in read_boxes(data, text) for box in group]) for text in texts]
+
+
+def padded(batch: dict, rows: int) -> dict:
+    """More padding on the left; rows that are missing are copies of the first."""
+    more = -batch["input_ids"].shape[1] % PROMPT
+    text = {name: np.pad(batch[name], ((0, 0), (more, 0))) for name in ("input_ids", "attention_mask")}
+    return {name: np.concatenate([x, np.repeat(x[:1], rows - len(x), 0)]) for name, x in {**batch, **text}.items()}
+
+
+def words(ids: Sequence[int]) -> str:
+    """The text up to its end."""
+    ids = [int(i) for i in ids]
+    end = scene_text.id_of(scene_text.END)
+    ids = ids[: ids.index(end)] if end in ids else ids
+    return scene_text.tokenizer().decode(ids, skip_special_tokens=False).strip()
+
+
+def read_boxes(data: SceneQuestions, text: str) -> list[list[list[float]]]:
+    """The boxes of an answer; what is no box, such as [1, 2], is none."""
+    try:
+        return data.form.form.read_boxes(text)
+    except ValueError:
+        return []
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneAnswers:
+    split: str
+    count: int = 1_000  # scenes
+    replies: Replies = greedy
+    kinds: tuple[str, ...] | None = None  # None: those of the data
+
+    def __call__(self, model: Any, variables: dict, data: SceneQuestions, rng: jax.Array) -> Result:
+        """`rng` is unused."""
+        kinds = data.kinds if self.kinds is None else self.kinds
+        asked = collections.defaultdict(list)
+        for example in data.examples(self.split, self.count, kinds):
+            for conversation in example.conversations:
+                asked[conversation[-1].kind].append((example, conversation))
+        metrics, shown = {}, []
+        for kind in (kind for kind in kinds if kind in asked):
+            examples, conversations = zip(*asked[kind], strict=True)
+            tokens = LONG if kind in (*LISTED, "caption") else SHORT
+            replies = self.replies(model, variables, data, examples, conversations, tokens)
+            right, more = scored(data, kind, examples, conversations, replies)
+            own = {
+                "": right.mean(),
+                "/majority": majority(data, kind, examples, conversations),
+                "/n": len(right),
+                **more,
+            }
+            metrics |= {f"{self.split}/{kind}{name}": float(value) for name, value in own.items()}
+            shown += list(zip(right, examples, conversations, replies, strict=True))[:SHOWN]
+        return Result(metrics, {f"{self.split} answers": sheet(data, shown)} if shown else {})
+
+
+def scored(data, kind, examples, conversations, replies) -> tuple[np.ndarray, dict[str, float]]:
+    """Whether each reply is right [n] bool, and what else is measured of its kind."""
+    turns = [conversation[-1] for conversation in conversations]
+    if kind in BOXED:
+        wanted = [example.things[turn.boxes[-1][0]].box for example, turn in zip(examples, turns, strict=True)]
+        found = [reply.boxes[0] if len(reply.boxes) == 1 else None for reply in replies]
+        numbers = grounding.referring(found, wanted)
+        more = {f"/{name}": numbers[name] for name in ("iou", "failed", "acc@0.75", "acc@0.5:0.95")}
+        return grounding.overlaps(found, wanted) > 0.5, more
+    if kind in LISTED:
+        wanted = [boxes_of(example, turn) for example, turn in zip(examples, turns, strict=True)]
+        ends = [
+            (reply.text.split(":")[-1], turn.answer.split(":")[-1]) for reply, turn in zip(replies, turns, strict=True)
+        ]
+        boxes = grounding.several([reply.boxes for reply in replies], wanted)
+        more = {"/recall": boxes["recall"], "/precision": boxes["precision"]}
+        if kind != "spotting":
+            return np.array([said.strip() == true.strip() for said, true in ends]), more
+        named = [
+            names_of(data, reply.text) == names_of(data, turn.answer)
+            for reply, turn in zip(replies, turns, strict=True)
+        ]
+        all_boxes = [
+            len(reply.boxes) == len(want) and grounding.paired(reply.boxes, want) == len(want)
+            for reply, want in zip(replies, wanted, strict=True)
+        ]
+        return np.array(named) & np.array(all_boxes), more
+    right = np.array([reply.text == turn.answer for reply, turn in zip(replies, turns, strict=True)])
+    if kind == "caption":
+        chrf = translation.chrf([reply.text for reply in replies], [turn.answer for turn in turns])
+        return right, {"/chrf": chrf}
+    return right, {}
+
+
+def boxes_of(example: Example, turn) -> list[tuple[float, ...]]:
+    """Of the answer's marks."""
+    first = turn.question.count("<boxes>")
+    return [example.things[i].box for group in turn.boxes[first:] for i in group]
+
+
+def names_of(data: SceneQuestions, text: str) -> list[str]:
+    """The names of a list, without places."""
+    plain = _BRACKETS.sub("", text.replace(scene_text.AT, "").replace("<boxes>", ""))
+    return [name.strip() for name in plain.replace(" and ", ",").split(",") if name.strip()]
+
+
+def majority(data, kind, examples, conversations) -> float:
+    """What the commonest answer of training scores here."""
+    common = commonest(data, kind)
+    if kind in BOXED:
+        replies = [Reply("", [common])] * len(examples)
+    else:
+        replies = [Reply(common, [])] * len(examples)
+    return float(scored(data, kind, examples, conversations, replies)[0].mean())
+
+
+@functools.lru_cache(maxsize=64)
+def commonest(data: SceneQuestions, kind: str) -> Any:
+    """The commonest answer to such questions in 1,000 scenes of training; of boxes, their mean size in the middle."""
+    found = [(e, c[-1]) for e in data.examples("train", 1_000, (kind,)) for c in e.conversations]
+    if kind in BOXED:
+        boxes = np.array([example.things[turn.boxes[-1][0]].box for example, turn in found])
+        half = (boxes[:, 2:] - boxes[:, :2]).mean(0) / 2
+        return [0.5 - half[0], 0.5 - half[1], 0.5 + half[0], 0.5 + half[1]]
+    return collections.Counter(turn.answer for _, turn in found).most_common(1)[0][0] if found else ""
+
+
+def sheet(data: SceneQuestions, shown: Sequence[tuple], most: int = 24) -> np.ndarray:
+    """Scenes with what was asked and said, right and wrong."""
+    step, items = max(1, len(shown) // most), []
+    for right, example, conversation, reply in shown[::step][:most]:
+        lines = [
+            annotate.Line(f"{turn.kind}: {data.form.write(turn, example.things).question}") for turn in conversation
+        ]
+        true = data.form.write(conversation[-1], example.things).answer
+        lines += [annotate.Line(reply.text, bool(right)), annotate.Line(f"true: {true}")]
+        truth = boxes_of(example, conversation[-1])
+        items.append(annotate.Card(annotate.annotated(example.image, reply.boxes, truth), lines))
+    return annotate.cards(items)
+
+
+@dataclasses.dataclass(frozen=True)
+class AskScenes:
+    """An Experiment's `sample`: a person's questions about a picture, or one about a scene of a split."""
+
+    split: str
+    replies: Replies = greedy
+
+    def __call__(self, model: Any, variables: dict, request: Request, data: SceneQuestions, rng: jax.Array) -> Answer:
+        """`rng` is unused."""
+        if not request.texts:
+            raise ValueError('there is no question; ask one, such as --image FILE "Where is the fox?"')
+        if len(request.images) > 1:
+            raise ValueError(f"this model looks at one picture at a time, got {len(request.images)}")
+        shown = [square(image, data.composer.size) for image in request.images]
+        image = shown[0] if shown else data.examples(self.split, 1, ())[0].image
+        example = Example(image, (), np.zeros((0, *image.shape[:2]), bool), ())
+        asked = [(Turn("asked", text.strip().lower(), ""),) for text in request.texts]
+        replies = self.replies(model, variables, data, [example] * len(asked), asked, LONG)
+        lines = [line for text, reply in zip(request.texts, replies, strict=True) for line in (text, reply.text)]
+        boxes = [box for reply in replies for box in reply.boxes]
+        return Answer("\n".join(reply.text for reply in replies), {"answer": annotate.cards(
+            [annotate.Card(annotate.annotated(image, boxes), [annotate.Line(line) for line in lines])], columns=1
+        )})  # fmt: skip

@@ -1,0 +1,69 @@
+"""What each patch of a picture shows, and the box of the thing it belongs to: supervision for every patch at once.
+
+    features [B N D] -heads-> logits [B N C+1], boxes [B N 4]
+
+B batch, N patches in rows from the top left, C concepts; the last class is the ground. A detector in the manner of FCOS
+(Tian et al. 2019, arXiv:1904.01355, section 3.1): a patch says how far the edges of its thing are from itself.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from flax import struct
+
+from mmjax.nn.linear import Linear
+from mmjax.ops import boxes as box_ops
+from mmjax.ops.cross_entropy import softmax_cross_entropy
+
+GROUND, UNNAMED = -1, -2  # labels of cells: nothing is there; what is there has no name here
+
+
+@struct.dataclass
+class Cells:
+    logits: jax.Array  # [B N C+1]
+    boxes: jax.Array  # [B N 4] x0, y0, x1, y1 in sides of the picture, not clipped
+
+
+class CellHeads(nn.Module):
+    num_classes: int  # C
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> Cells:  # [B N D], N a square number
+        logits = Linear(self.num_classes + 1, True, self.dtype, name="names")(features).astype(jnp.float32)
+        edges = Linear(4, True, self.dtype, name="boxes")(features).astype(jnp.float32)
+        return Cells(logits, centres(features.shape[1]) + edges)
+
+
+def centres(count: int) -> jax.Array:
+    """[N 4]: the centre of each of N patches, twice, as (x, y, x, y) in [0, 1]."""
+    side = round(count**0.5)
+    if side * side != count:
+        raise ValueError(f"cells lie in a square grid, got {count} patches")
+    at = (jnp.arange(side) + 0.5) / side
+    x, y = jnp.meshgrid(at, at)
+    return rearrange(jnp.stack([x, y, x, y]), "c h w -> (h w) c")
+
+
+def loss(cells: Cells, labels: jax.Array, boxes: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """labels [B h w] int, GROUND or UNNAMED or a concept; boxes [B h w 4], read where there is a thing.
+
+    Cross entropy over cells that have a name or show the ground, plus L1 and 1 - GIoU over cells of things, each a mean
+    over the global batch.
+    """
+    labels, boxes = rearrange(labels, "b h w -> b (h w)"), rearrange(boxes, "b h w c -> b (h w) c")
+    classes = jnp.where(labels == GROUND, cells.logits.shape[-1] - 1, labels)
+    named, things = labels != UNNAMED, labels != GROUND
+    mean = lambda x, where: jnp.where(where, x, 0).sum() / jnp.maximum(where.sum(), 1)  # noqa: E731
+    names = mean(softmax_cross_entropy(cells.logits, jnp.maximum(classes, 0)), named)
+    l1 = mean(jnp.abs(cells.boxes - boxes).mean(-1), things)
+    ordered = jnp.concatenate([jnp.minimum(cells.boxes[..., :2], cells.boxes[..., 2:]),
+                               jnp.maximum(cells.boxes[..., :2], cells.boxes[..., 2:])], -1)  # fmt: skip
+    safe = jnp.where(things[..., None], boxes, jnp.array([0.0, 0.0, 1.0, 1.0]))
+    giou = mean(1 - box_ops.giou(ordered, safe), things)
+    right = jnp.argmax(cells.logits, -1) == classes
+    accuracy = mean(right.astype(jnp.float32), things & named)
+    return names + 2 * l1 + giou, {"names": names, "l1": l1, "giou": giou, "accuracy": accuracy}
