@@ -44,6 +44,8 @@ class Rule:
     theirs: str  # name, with {i} where our leading axis is the layer
     transform: Transform = SAME
     axis: int = 0  # of theirs, along which several lie: 0 rows, -1 columns
+    first: int = 0  # their number of our layer 0, where a stack is not the first
+    step: int = 1  # between their numbers of neighbours of ours, where a stack holds every second block, or fewer
 
 
 def linear(ours: str, theirs: str) -> list[Rule]:
@@ -88,7 +90,10 @@ def places(rules: Sequence[Rule], flat: Mapping[str, Any], format: str) -> dict[
             continue
         layers = range(flat[paths[0]].shape[0]) if "{i}" in rule.theirs else [None]
         out |= {
-            rule.theirs.replace("{i}", str(layer)): Place(paths, layer, rule.transform, rule.axis) for layer in layers
+            rule.theirs.replace("{i}", str(rule.first + rule.step * (layer or 0))): Place(
+                paths, layer, rule.transform, rule.axis
+            )
+            for layer in layers
         }
     absent = [path for path in used if path not in flat]
     homeless = [path for path in flat if path not in set(used)]

@@ -26,6 +26,7 @@ from flax import linen as nn
 
 from mmjax.weights import (
     bert,
+    blip2,
     clip,
     dinov2,
     engine,
@@ -57,6 +58,8 @@ FAMILIES: dict[str, ModuleType] = {
     "mamba": mamba,
     "mamba2": mamba2,
     "llava": llava,
+    "blip-2": blip2,
+    "blip_2_qformer": blip2,
 }  # model_type of config.json
 CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 
