@@ -116,33 +116,6 @@ class SceneQuestions:
         rows = [self._row(e, ids, rng) for e, ids, rng in zip(examples, encoded, rngs, strict=True)]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def prompts(self, examples: Sequence[Example], conversations: Sequence[Conversation]) -> pipeline.Batch:
-        """A conversation about each example up to where the last answer is due, padded on the left; earlier answers are
-        the true ones. images, input_ids int32 and attention_mask bool [B T], and with region_points regions [B R P 2].
-        """
-        texts = [[self._written(c, e.things)] for c, e in zip(conversations, examples, strict=True)]
-        front, rows = self._front(), []
-        for ((turns,),) in zip(self._encoded(texts), strict=True):
-            ids, _ = conversation_ids(turns)
-            rows.append([*front, *ids[: len(ids) - len(turns[-1][1]) - 1]])
-        length = max(map(len, rows))
-        batch = {
-            "images": np.stack([example.image for example in examples]),
-            "input_ids": np.array([[0] * (length - len(row)) + row for row in rows], np.int32),
-            "attention_mask": np.array([[False] * (length - len(row)) + [True] * len(row) for row in rows]),
-        }
-        if self.region_points:
-            asked = [[i for turn in c for i, in_question in marks_of(turn) if in_question] for c in conversations]
-            made = [
-                self._regions(e, i, np.random.default_rng(n))
-                for n, (e, i) in enumerate(zip(examples, asked, strict=True))
-            ]
-            batch["regions"] = np.stack([one["regions"] for one in made])
-        return batch
-
-    def _front(self) -> list[int]:
-        return [scene_text.id_of(scene_text.START), *[scene_text.id_of(scene_text.IMAGE)] * self.image_tokens]
-
     # Scenes
 
     def _pool(self, split: str) -> "_Pool":
@@ -191,8 +164,7 @@ class SceneQuestions:
             asked = [scene_turns.ask(kind, things, known, rng, may) for kind in kinds]
         else:
             chances = np.array([scene_turns.MIX[kind] for kind in self.kinds])
-            tries = self.length // 9 if self.kinds else 0
-            drawn = rng.choice(len(chances) or 1, size=tries, p=chances / chances.sum() if tries else None)
+            drawn = rng.choice(len(chances), size=self.length // 9, p=chances / chances.sum())
             asked = [scene_turns.ask(self.kinds[k], things, known, rng, may) for k in drawn]
         return list(dict.fromkeys(conversation for conversation in asked if conversation is not None))
 
