@@ -71,7 +71,8 @@ class SceneQuestions:
     composer: scenes.Composer = COMPOSER
     image_tokens: int = 64  # N; 0: the text alone, without a picture to look at
     cells: int = 8  # h = w, of the labels of cells
-    length: int = 144  # tokens of text behind a picture
+    length: int = 112  # tokens of text behind a picture
+    answers: int = 56  # of which the assistant says at most so many
     places: int = 24  # K at most
     region_points: int = 0  # P, points drawn in each place that a question names; 0: none
     kinds: tuple[str, ...] = KINDS  # that are asked, as often as scene_turns.MIX says
@@ -115,6 +116,33 @@ class SceneQuestions:
         encoded = self._encoded([[self._written(c, e.things) for c in e.conversations] for e in examples])
         rows = [self._row(e, ids, rng) for e, ids, rng in zip(examples, encoded, rngs, strict=True)]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def prompts(self, examples: Sequence[Example], conversations: Sequence[Conversation]) -> pipeline.Batch:
+        """A conversation about each example up to where the last answer is due, padded on the left; earlier answers are
+        the true ones. images, input_ids int32 and attention_mask bool [B T], and with region_points regions [B R P 2].
+        """
+        texts = [[self._written(c, e.things)] for c, e in zip(conversations, examples, strict=True)]
+        front, rows = self._front(), []
+        for ((turns,),) in zip(self._encoded(texts), strict=True):
+            ids, _ = conversation_ids(turns)
+            rows.append([*front, *ids[: len(ids) - len(turns[-1][1]) - 1]])
+        length = max(map(len, rows))
+        batch = {
+            "images": np.stack([example.image for example in examples]),
+            "input_ids": np.array([[0] * (length - len(row)) + row for row in rows], np.int32),
+            "attention_mask": np.array([[False] * (length - len(row)) + [True] * len(row) for row in rows]),
+        }
+        if self.region_points:
+            asked = [[i for turn in c for i, in_question in marks_of(turn) if in_question] for c in conversations]
+            made = [
+                self._regions(e, i, np.random.default_rng(n))
+                for n, (e, i) in enumerate(zip(examples, asked, strict=True))
+            ]
+            batch["regions"] = np.stack([one["regions"] for one in made])
+        return batch
+
+    def _front(self) -> list[int]:
+        return [scene_text.id_of(scene_text.START), *[scene_text.id_of(scene_text.IMAGE)] * self.image_tokens]
 
     # Scenes
 
@@ -164,7 +192,8 @@ class SceneQuestions:
             asked = [scene_turns.ask(kind, things, known, rng, may) for kind in kinds]
         else:
             chances = np.array([scene_turns.MIX[kind] for kind in self.kinds])
-            drawn = rng.choice(len(chances), size=self.length // 9, p=chances / chances.sum())
+            tries = self.length // 9 if self.kinds else 0
+            drawn = rng.choice(len(chances) or 1, size=tries, p=chances / chances.sum() if tries else None)
             asked = [scene_turns.ask(self.kinds[k], things, known, rng, may) for k in drawn]
         return list(dict.fromkeys(conversation for conversation in asked if conversation is not None))
 
@@ -195,7 +224,8 @@ class SceneQuestions:
             ids, spoken = conversation_ids(turns)
             marks = [(i, in_question) for turn in conversation for i, in_question in marks_of(turn)]
             pointed = [i for i, in_question in marks if in_question]
-            if start + len(ids) > total or len(places) + len(marks) > self.places:
+            full = row["spoken"].sum() + sum(spoken) > self.answers
+            if full or start + len(ids) > total or len(places) + len(marks) > self.places:
                 continue
             if self.region_points and len(asked) + len(pointed) > self.places // 2:
                 continue
