@@ -7,8 +7,7 @@ from lm_names import llama
 
 def parts(flat: dict) -> dict:
     """What both have: the tower under "tower", the language model under its own names."""
-    tower = {f"vision.{name}": x for name, x in group_of(flat, "tower.").items()}
-    return {"vision": hf_tower(tower, "vision"), "language": llama(flat)}
+    return {"vision": hf_tower(flat, "tower"), "language": llama(flat)}
 
 
 def group_of(flat: dict, prefix: str) -> dict:
@@ -17,6 +16,12 @@ def group_of(flat: dict, prefix: str) -> dict:
 
 def shikra(flat: dict) -> dict:
     return {**parts(flat), "projector": linear(flat, "model.mm_projector")}
+
+
+def nextchat(flat: dict) -> dict:
+    names = {"projector": "model.mm_projector", "loc_encoder": "loc_encoder", "loc_decoder": "loc_decoder"}
+    two = {our: {"up": linear(flat, f"{x}.0"), "down": linear(flat, f"{x}.2")} for our, x in names.items()}
+    return {**parts(flat), **two}
 
 
 def batch_of(golden: np.lib.npyio.NpzFile) -> dict:
