@@ -47,10 +47,10 @@ def test_rows_are_a_pure_function_of_seed_and_number_whoever_builds_them(numbers
     whole = numbers.batches(6, seed=5)[3]
     assert {name: (x.shape, x.dtype.name) for name, x in whole.items()} == {
         "images": ((6, 64, 64, 3), "uint8"),
-        "input_ids": ((6, 209), "int32"),
-        "segments": ((6, 209), "int32"),
-        "spoken": ((6, 209), "bool"),
-        "attention_mask": ((6, 209), "bool"),
+        "input_ids": ((6, 65 + numbers.length), "int32"),
+        "segments": ((6, 65 + numbers.length), "int32"),
+        "spoken": ((6, 65 + numbers.length), "bool"),
+        "attention_mask": ((6, 65 + numbers.length), "bool"),
         "places": ((6, 24, 4), "float32"),
         "place_count": ((6,), "int32"),
         "cells": ((6, 8, 8), "int32"),
@@ -84,33 +84,38 @@ def test_questions_of_a_split_stay_the_same(numbers):
 
 
 @pytest.mark.parametrize(
-    ("form", "length", "most"),
-    [(scene_text.Numbers(), 144, 24), (scene_text.Regions(), 60, 24), (scene_text.Embedded(), 400, 6)],
+    ("form", "length", "most", "answers"),
+    [
+        (scene_text.Numbers(), 144, 24, 400),
+        (scene_text.Numbers(), 400, 24, 40),
+        (scene_text.Regions(), 60, 24, 56),
+        (scene_text.Embedded(), 400, 6, 400),
+    ],
 )
-def test_rows_hold_whole_conversations_one_behind_the_other(examples, form, length, most):
-    data = SceneQuestions(form, length=length, places=most)
+def test_rows_hold_whole_conversations_one_behind_the_other(examples, form, length, most, answers):
+    data = SceneQuestions(form, length=length, places=most, answers=answers)
     batch = packed(data, examples)
     held, left_out = 0, 0
     for b, example in enumerate(examples):
         ids, segments, spoken = (batch[name][b] for name in ("input_ids", "segments", "spoken"))
         assert ids[:FRONT].tolist() == [START] + [IMAGE] * 64
         assert segments[:FRONT].max() == 0
-        at, segment, places = FRONT, 0, 0
+        at, segment, places, heard = FRONT, 0, 0, 0
         for conversation in example.conversations:
             wanted = own_ids(data, conversation, example.things)
-            count = sum(t.question.count("<") + t.answer.count("<") for t in conversation)
-            if at + len(wanted) > FRONT + length or places + count > most:
-                left_out += 1
-                continue
-            segment, stop, places = segment + 1, at + len(wanted), places + count
-            assert ids[at:stop].tolist() == wanted
-            assert (segments[at:stop] == segment).all()
             said, saying = [], False
             for i in wanted:  # what follows <answer>, up to <end>
                 said.append(saying)
                 saying = i == ANSWER or (saying and i != END)
+            count = sum(t.question.count("<") + t.answer.count("<") for t in conversation)
+            if at + len(wanted) > FRONT + length or places + count > most or heard + sum(said) > answers:
+                left_out += 1
+                continue
+            segment, stop = segment + 1, at + len(wanted)
+            assert ids[at:stop].tolist() == wanted
+            assert (segments[at:stop] == segment).all()
             assert spoken[at:stop].tolist() == said
-            at, held = stop, held + 1
+            at, places, heard, held = stop, places + count, heard + sum(said), held + 1
         assert batch["place_count"][b] == places
         np.testing.assert_array_equal(batch["attention_mask"][b], np.arange(FRONT + length) < at)
         assert not any(batch[name][b, at:].any() for name in ("input_ids", "segments", "spoken"))
@@ -133,14 +138,14 @@ def test_the_kth_place_belongs_to_the_kth_number(numbers, examples):
         np.testing.assert_allclose(found, batch["places"][b, : len(found)], atol=0.0051)
         assert not batch["places"][b, len(found) :].any()
         seen += len(found)
-    assert seen > 200
+    assert seen > 150
     assert points > 10
 
 
 def test_the_kth_place_belongs_to_the_kth_token(examples):
     batch = packed(SceneQuestions(scene_text.Embedded()), examples)
     np.testing.assert_array_equal((batch["input_ids"] == BOXES).sum(1), batch["place_count"])
-    wanted = packed(SceneQuestions(scene_text.Embedded(), length=400, places=60), examples)
+    wanted = packed(SceneQuestions(scene_text.Embedded(), length=400, places=60, answers=400), examples)
     for b, example in enumerate(examples):
         boxes = []
         for conversation in example.conversations[: wanted["segments"][b].max()]:
