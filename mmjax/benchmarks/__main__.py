@@ -6,8 +6,10 @@ import sys
 BENCHMARKS = {  # name -> module and what it measures
     "clip": ("clip", "CLIP's train step against the same model in PyTorch, and the pipeline's share of it"),
     "dino": ("dino", "DINO's train step against facebookresearch/dino's own"),
+    "ferret": ("ferret", "Ferret's sampler of regions against its authors' and against plain JAX, in time and memory"),
     "language": ("language", "train step and decoding of language models against transformers"),
     "mamba": ("mamba", "Mamba's forward pass against PyTorch; its time and memory against length, beside attention"),
+    "qformer": ("qformer", "forward and backward of stage 1's Q-Former against transformers' class"),
     "platonic": ("platonic", "mutual k nearest neighbours in blocks against all N x N, in time and memory"),
     "contrastive": ("contrastive_memory", "memory of the contrastive losses on a 256-chip pod"),
     "cross_entropy": ("cross_entropy_memory", "memory of the cross entropy of next tokens, 32k and 128k ids"),

@@ -8,11 +8,12 @@ import types
 from pathlib import Path
 
 import dino_names
+import ferret_names
 import numpy as np
 import pytest
 
 from mmjax.benchmarks import __main__ as benchmarks
-from mmjax.benchmarks import clip, dino, paired
+from mmjax.benchmarks import clip, dino, ferret, paired
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 
@@ -91,6 +92,32 @@ def test_dino_does_the_same_as_the_original_and_is_timed():
     command.append(f"--checkout={os.environ['DINO_CHECKOUT']}")
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "DINO   " in out  # printed only where the losses of several updates were equal
+
+
+def test_ferrets_parameters_get_the_names_and_shapes_of_the_original():
+    golden = np.load(GOLDENS / "ferret.npz")  # of apple/ml-ferret's own class
+    flat = {name.removeprefix("max/weights/"): golden[name] for name in golden if name.startswith("max/weights/")}
+    ours = ferret.original_names(ferret_names.sampler(flat))
+    assert set(ours) == set(flat)
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], flat[name], err_msg=name)
+
+
+def test_without_the_authors_sampler_it_says_what_to_clone(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    with pytest.raises(FileNotFoundError, match="no ferret/model/ferret_arch.py in .*; it needs `git clone"):
+        ferret.WAYS["the authors' in PyTorch"](argparse.Namespace(checkout=tmp_path))
+
+
+@pytest.mark.parity
+@pytest.mark.skipif("FERRET_CHECKOUT" not in os.environ, reason="FERRET_CHECKOUT names no clone of apple/ml-ferret")
+def test_ferrets_sampler_races_its_authors_with_the_same_regions_and_gradients():
+    pytest.importorskip("torch")
+    command = [sys.executable, "-m", "mmjax.benchmarks", "ferret", "--width=16", "--out=24", "--regions=2", "--pairs=2"]
+    command.append(f"--checkout={os.environ['FERRET_CHECKOUT']}")
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "pair by pair in JAX  " in out  # printed only where regions and gradients were equal
+    assert "the authors' in PyTorch  " in out
 
 
 @pytest.mark.parity
