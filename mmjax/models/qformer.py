@@ -277,7 +277,10 @@ class Blip2Retrieval(nn.Module):
         return self.qformer(queries, states, None, *args, **options)
 
     def encode_image(self, images: jax.Array) -> jax.Array:  # [B H W 3] -> [B Q E] of length 1
-        return self.shared(self.ask(self.see(images)).queries)
+        return self.answers(self.see(images))
+
+    def answers(self, states: jax.Array) -> jax.Array:  # [B S C] -> [B Q E] of length 1
+        return self.shared(self.ask(states).queries)
 
     def shared(self, queries: jax.Array) -> jax.Array:  # [B Q D] -> [B Q E] of length 1
         return clip.normalise(self.vision_projection(queries))
@@ -303,7 +306,7 @@ class Blip2Retrieval(nn.Module):
     ) -> RetrievalOutput:
         """images [B H W 3], input_ids [B T] int, attention_mask [B T] bool, False at padding."""
         states, texts = self.see(images), self.encode_text(input_ids, attention_mask)
-        embeds, itm = self.shared(self.ask(states).queries), self.match(states, input_ids, attention_mask)
+        embeds, itm = self.answers(states), self.match(states, input_ids, attention_mask)
         return RetrievalOutput(strongest(embeds, texts), itm, embeds, texts)
 
 

@@ -62,6 +62,7 @@ def test_a_word_sees_the_picture_before_it_and_no_other():
         np.testing.assert_array_equal((np.abs(other - still) > 1e-6).any(-1), times == i + 1)
 
 
+@pytest.mark.slow
 def test_shut_gates_change_nothing():
     words, media = jnp.ones((2, 3, 10)), jnp.ones((2, 1, 4, 12))
     out, variables = jax.jit(GATED.init_with_output)(jax.random.key(0), words, media, jnp.ones((2, 3), int))
@@ -100,6 +101,7 @@ def test_places_equal_query2labels():
     close("places", perceiver.grid_positions(5, 7, 8), GOLDEN["places"], relative=1e-5)
 
 
+@pytest.mark.slow
 def test_a_label_asks_for_itself():
     """Labels do not look at each other: without one, the others get the logits they had."""
     params = perceiver_names.labels(group(GOLDEN, "labels/weights"))

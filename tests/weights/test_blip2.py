@@ -45,12 +45,13 @@ def test_a_bare_qformer_computes_what_transformers_does():
     golden = outputs("hf_qformer")
     assert isinstance(model, qformer.QFormer)
     queries, words = golden["embeds"][:, :3], golden["embeds"][:, 3:]
-    out = model.apply(variables, queries, golden["states"], golden["picture_mask"])
+    apply = jax.jit(model.apply)
+    out = apply(variables, queries, golden["states"], golden["picture_mask"])
     close("alone", out.last_hidden_state, golden["alone"], relative=1e-5)
     valid = jnp.array(golden["text_mask"])
-    out = model.apply(variables, queries, golden["states"], None, words, qformer.matching(valid, 3))
+    out = apply(variables, queries, golden["states"], None, words, qformer.matching(valid, 3))
     close("both", out.last_hidden_state, golden["both"], relative=1e-5)
-    out = model.apply(variables, text_embeds=words, mask=masks.Padding(valid))
+    out = apply(variables, text_embeds=words, mask=masks.Padding(valid))
     close("words", out.last_hidden_state, golden["words"], relative=1e-5)
 
 
