@@ -23,12 +23,14 @@ from mmjax.train import optim
 from mmjax.train.experiment import Experiment
 from mmjax.train.task import Task
 
+ANSWERS = 56  # tokens that the assistant says in a row, at most
+
 
 def loss(model: llama.Llama, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, Aux]:
     """Of the answers; each conversation of a row by itself."""
     positions, mask = llava.packed(batch["segments"], batch["attention_mask"])
     out, _ = model.apply(variables, batch["input_ids"], positions, mask, method="decode")
-    value, count = llava.answer_loss(model, variables, out.last_hidden_state, llava.labels_of(batch))
+    value, count = llava.answer_loss(model, variables, out.last_hidden_state, llava.labels_of(batch), ANSWERS)
     return value, Aux({"loss": value}, weight=count)
 
 
@@ -37,12 +39,7 @@ def config(size: str) -> llama.LlamaConfig:
     if size == "paper":
         compute = Compute(jnp.bfloat16, remat="full")
         return dataclasses.replace(llama.llama_7b(), vocab_size=vocab_size, compute=compute)
-    if size == "tiny":
-        return dataclasses.replace(llama.LlamaConfig.tiny(), vocab_size=vocab_size, length=256, tied=True)
-    return llama.LlamaConfig(
-        vocab_size, length=512, width=128, depth=4, num_heads=4, num_kv_heads=4, head_dim=32, hidden=256, tied=True,
-        compute=Compute(unroll=True),
-    )  # fmt: skip
+    return llava.of_size("tiny" if size == "tiny" else "small", vocab_size, 0).language
 
 
 def experiment(size: str) -> Experiment:
@@ -52,7 +49,7 @@ def experiment(size: str) -> Experiment:
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 500}
     few = {"count": 8, "kinds": ("what", "where")} if size == "tiny" else {}
     return Experiment(
-        Task(llama.Llama(config(size)), loss), SceneQuestions(vocabulary=concepts, image_tokens=0),
+        Task(llama.Llama(config(size)), loss), SceneQuestions(vocabulary=concepts, image_tokens=0, answers=ANSWERS),
         optim.AdamW(2e-3, warmup=100, weight_decay=0.05, clip=1.0), steps, batch,
         final_evals=(SceneAnswers("twemoji", **few),), sample=AskScenes("twemoji"), **every,
     )  # fmt: skip

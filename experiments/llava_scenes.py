@@ -36,10 +36,11 @@ class Loss:
     """Answers, and what the patches show: the heads of vit_scenes are in params["cells"]."""
 
     heads: cells.CellHeads
+    most: int = 56  # tokens that the assistant says in a row, SceneQuestions.answers
 
     def __call__(self, model, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, Aux]:
         out = llava.forward(model, variables, batch)
-        answers, _ = llava.answer_loss(model, variables, out.last_hidden_state, llava.labels_of(batch))
+        answers, _ = llava.answer_loss(model, variables, out.last_hidden_state, llava.labels_of(batch), self.most)
         told = self.heads.apply({"params": variables["params"]["cells"]}, out.image_features)
         shown, metrics = cells.loss(told, batch["cells"], batch["cell_boxes"])
         total = answers + CELLS * shown
@@ -61,10 +62,10 @@ def config(size: str) -> llava.LlavaConfig:
         return llava.llava_1_5_7b()
     plain = (0.5, 0.5, 0.5)
     vision = vit.ViTConfig(
-        64, 8, width=128, depth=3, num_heads=4, hidden=256, stem=(32, 64), class_token=False, pool=vit.patch_mean
+        64, 8, width=96, depth=3, num_heads=3, hidden=192, stem=(32, 64), class_token=False, pool=vit.patch_mean
     )
     language = llama.LlamaConfig(
-        vocab_size, length=512, width=128, depth=4, num_heads=4, num_kv_heads=4, head_dim=32, hidden=256, tied=True,
+        vocab_size, length=512, width=96, depth=3, num_heads=3, num_kv_heads=3, head_dim=32, hidden=256, tied=True,
         compute=Compute(unroll=True),
     )  # fmt: skip
     compute = Compute(unroll=True)

@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from mmjax.data.scene_questions import COMPOSER, SceneQuestions
 from mmjax.evals.cells import CellNames, LookAtCells
-from mmjax.models import vit
+from mmjax.models import llava, vit
 from mmjax.nn import cells
 from mmjax.nn.outputs import Aux
 from mmjax.nn.stack import Compute
@@ -45,18 +45,12 @@ def loss(model: SceneEncoder, variables: dict, batch: dict, rng: jax.Array, step
     return value, Aux({"loss": value, **metrics})
 
 
-CONFIG = vit.ViTConfig(
-    64, 8, width=128, depth=3, num_heads=4, hidden=256, stem=(32, 64), class_token=False, pool=vit.patch_mean
-)
-
-
 def experiment(size: str) -> Experiment:
     steps, batch, concepts = {
         "tiny": (8, 8, 16), "small": (2_400, 32, 64), "small_200": (3_600, 32, 200), "paper": (100_000, 1024, 600),
     }[size]  # fmt: skip
-    config, composer, compute = CONFIG, COMPOSER, Compute(unroll=True)
-    if size == "tiny":
-        config, compute = dataclasses.replace(CONFIG, width=32, depth=2, num_heads=2, hidden=32, stem=()), Compute()
+    sees = llava.of_size("tiny" if size == "tiny" else "small", 600, 0)
+    config, composer, compute = sees.vision, COMPOSER, sees.compute
     if size == "paper":
         config = dataclasses.replace(vit.vit_l(14), class_token=False, pool=vit.patch_mean)
         composer = dataclasses.replace(COMPOSER, size=224, objects=(1, 6))

@@ -29,6 +29,7 @@ from mmjax.data.scene_turns import Conversation, Thing, Turn
 MOST = 600  # concepts in the list
 SPLITS = ("train", "validation", "twemoji", "combinations", "concepts")
 HELD_OUT = 0.1  # share of the combinations of relation and name that training does not ask
+NEAR = 5 / 336  # sides, how far the region of a point reaches (Ferret: 5 pixels of 336)
 COVERED = 0.35  # share of a cell that a thing must cover to be what the cell shows
 COMPOSER = scenes.Composer(64, (1, 4), scale=(0.45, 0.95), strewn=0.35)
 KINDS = tuple(scene_turns.MIX)
@@ -110,7 +111,7 @@ class SceneQuestions:
         cells int32 [B h w]: the thing that a cell shows, by its place in the vocabulary, -1 where none, -2 where it has
         no name there; cell_boxes float32 [B h w 4]; places float32 [B K 4], the boxes that the row speaks of, in the
         order of its tokens, zeros behind, and of no size for a point; place_count int32 [B]; with region_points also
-        regions float32 [B R P 2] of the places in questions, and region_count int32 [B]. A conversation that doesn't
+        points float32 [B R P 2] of the places in questions, and region_count int32 [B]. A conversation that doesn't
         fit into the row is left out whole."""
         rngs = [np.random.default_rng(seed) for seed in seeds]
         encoded = self._encoded([[self._written(c, e.things) for c in e.conversations] for e in examples])
@@ -119,7 +120,8 @@ class SceneQuestions:
 
     def prompts(self, examples: Sequence[Example], conversations: Sequence[Conversation]) -> pipeline.Batch:
         """A conversation about each example up to where the last answer is due, padded on the left; earlier answers are
-        the true ones. images, input_ids int32 and attention_mask bool [B T], and with region_points regions [B R P 2].
+        the true ones. images, input_ids int32 and attention_mask bool [B T], places float32 [B K 4] of what is said so
+        far, and with region_points points [B R P 2].
         """
         texts = [[self._written(c, e.things)] for c, e in zip(conversations, examples, strict=True)]
         front, rows = self._front(), []
@@ -132,13 +134,19 @@ class SceneQuestions:
             "input_ids": np.array([[0] * (length - len(row)) + row for row in rows], np.int32),
             "attention_mask": np.array([[False] * (length - len(row)) + [True] * len(row) for row in rows]),
         }
+        batch["places"] = np.zeros((len(rows), self.places, 4), np.float32)
+        for b, (example, conversation) in enumerate(zip(examples, conversations, strict=True)):
+            *earlier, last = conversation
+            due = last._replace(answer="", boxes=last.boxes[: last.question.count("<boxes>")])
+            said = [place for turn in (*earlier, due) for place in places_of(turn, example.things)]
+            batch["places"][b, : len(said)] = said or 0
         if self.region_points:
-            asked = [[i for turn in c for i, in_question in marks_of(turn) if in_question] for c in conversations]
+            asked = [_pointed(c, e.things) for c, e in zip(conversations, examples, strict=True)]
             made = [
                 self._regions(e, i, np.random.default_rng(n))
                 for n, (e, i) in enumerate(zip(examples, asked, strict=True))
             ]
-            batch["regions"] = np.stack([one["regions"] for one in made])
+            batch["points"] = np.stack([one["points"] for one in made])
         return batch
 
     def _front(self) -> list[int]:
@@ -214,16 +222,13 @@ class SceneQuestions:
             "spoken": np.zeros(total, bool), "attention_mask": np.zeros(total, bool),
             "places": np.zeros((self.places, 4), np.float32), "place_count": np.int32(0),
         }  # fmt: skip
-        row["input_ids"][:front] = [
-            scene_text.id_of(scene_text.START),
-            *[scene_text.id_of(scene_text.IMAGE)] * self.image_tokens,
-        ]
+        row["input_ids"][:front] = self._front()
         row["attention_mask"][:front] = True
         places, asked, start, segment = [], [], front, 0
         for conversation, turns in zip(example.conversations, encoded, strict=True):
             ids, spoken = conversation_ids(turns)
             marks = [(i, in_question) for turn in conversation for i, in_question in marks_of(turn)]
-            pointed = [i for i, in_question in marks if in_question]
+            pointed = _pointed(conversation, example.things)
             full = row["spoken"].sum() + sum(spoken) > self.answers
             if full or start + len(ids) > total or len(places) + len(marks) > self.places:
                 continue
@@ -255,15 +260,32 @@ class SceneQuestions:
             boxes[shown] = np.array([thing.box for thing in example.things], np.float32)[top[shown]]
         return {"cells": labels, "cell_boxes": boxes}
 
-    def _regions(self, example: Example, asked: list[int], rng: np.random.Generator) -> pipeline.Batch:
-        """Points (x, y) in [0, 1) inside of the visible pixels of each thing that a question points at."""
+    def _regions(
+        self, example: Example, asked: Sequence[tuple[int, scene_turns.Box]], rng: np.random.Generator
+    ) -> pipeline.Batch:
+        """Points (x, y) in [0, 1) inside of the visible pixels of each thing that a question points at; near the point,
+        where it points at a point."""
         count, side = self.places // 2, example.image.shape[0]
         regions = np.zeros((count, self.region_points, 2), np.float32)
-        for region, i in zip(regions, asked, strict=False):
+        for region, (i, place) in zip(regions, asked, strict=False):
             y, x = np.nonzero(example.masks[i])
+            if place[0] == place[2]:
+                distance = np.maximum(np.abs(x + 0.5 - place[0] * side), np.abs(y + 0.5 - place[1] * side))
+                near = distance <= max(NEAR * side, distance.min())
+                y, x = y[near], x[near]
             chosen = rng.integers(len(x), size=self.region_points)
             region[:] = np.stack([x[chosen], y[chosen]], -1) / side
-        return {"regions": regions, "region_count": np.int32(len(asked))}
+        return {"points": regions, "region_count": np.int32(len(asked))}
+
+
+def _pointed(conversation: Conversation, things: Sequence[Thing]) -> list[tuple[int, scene_turns.Box]]:
+    """The things that its questions point at, and the place."""
+    return [
+        (i, place)
+        for turn in conversation
+        for (i, in_question), place in zip(marks_of(turn), places_of(turn, things), strict=True)
+        if in_question
+    ]
 
 
 class _Pool(NamedTuple):

@@ -41,7 +41,6 @@ from mmjax.nn.linear import Linear, matmul
 from mmjax.nn.norms import LayerNorm
 from mmjax.nn.outputs import Aux, LMOutput
 from mmjax.ops import points as point_ops
-from mmjax.ops.cross_entropy import IGNORED, linear_nll
 
 TRAINED = r"^(projector|regions|language)/"  # Task.trainable: all but the tower
 NUL_BYTE = 3  # LLaMA's id of a byte that no text holds; stands where a patch does, so that no row of the table is new
@@ -302,22 +301,27 @@ class Ferret(nn.Module):
         attention_mask: jax.Array | None = None,
         positions: jax.Array | None = None,
         segments: jax.Array | None = None,
-    ) -> LMOutput:
+    ) -> llava.LlavaOutput:
         """input_ids [B T] int; images [B H W 3], one a row, uint8 or float already normalised, not cropped but resized
         to a square; points [B M N 2] of each region, (x, y) in [0, 1]; starts as the sampler's; the rest as in Llava.
         """
-        splice = self.splice(input_ids, images, points, starts)
+        features = None if images is None else self.vision(images)
+        splice = self.splice(input_ids, images, features, points, starts)
         if segments is None:
-            return self.language(input_ids, attention_mask, positions, splice=splice)
-        counted, mask = llava.packed(segments, attention_mask)
-        return self.language.decode(input_ids, counted if positions is None else positions, mask, splice=splice)[0]
+            out = self.language(input_ids, attention_mask, positions, splice=splice)
+        else:
+            counted, mask = llava.packed(segments, attention_mask)
+            positions = counted if positions is None else positions
+            out = self.language.decode(input_ids, positions, mask, splice=splice)[0]
+        return llava.LlavaOutput(out.last_hidden_state, out.logits, features)
 
     def extend(
         self, input_ids: jax.Array, cache: KVCache, attention_mask: jax.Array | None = None, *,
         images: jax.Array | None = None, points: jax.Array | None = None, starts: jax.Array | None = None,
     ) -> tuple[LMOutput, KVCache]:  # fmt: skip
         """As llama.Llama's; the rest as in a call, with the part of the text that they stand in."""
-        splice = self.splice(input_ids, images, points, starts)
+        features = None if images is None else self.vision(images)
+        splice = self.splice(input_ids, images, features, points, starts)
         return self.language.extend(input_ids, cache, attention_mask, splice=splice)
 
     def encode_regions(self, images: jax.Array, points: jax.Array, starts: jax.Array | None = None) -> jax.Array:
@@ -325,9 +329,10 @@ class Ferret(nn.Module):
         return self.regions(self.vision(images), points, starts)
 
     def splice(
-        self, input_ids: jax.Array, images: jax.Array | None, points: jax.Array | None, starts: jax.Array | None
-    ) -> llama.Splice | None:
-        """What puts picture and regions in their places, for the language model."""
+        self, input_ids: jax.Array, images: jax.Array | None, features: jax.Array | None, points: jax.Array | None,
+        starts: jax.Array | None,
+    ) -> llama.Splice | None:  # fmt: skip
+        """What puts picture and regions in their places, for the language model; features [B n D] of the images."""
         if images is None:
             if points is not None:
                 raise ValueError("regions are read off a picture; give images too")
@@ -339,8 +344,7 @@ class Ferret(nn.Module):
                 f"each row has one picture and its regions: input_ids [B T], images [B H W 3] and points [B M N 2], "
                 f"got {list(input_ids.shape)}, {list(images.shape)} and {given}"
             )
-        features, c = self.vision(images), self.config
-        pictures = self.projector(features)
+        c, pictures = self.config, self.projector(features)
         regions = None if points is None else self.regions(features, points, starts)
 
         def into(embeds: jax.Array) -> jax.Array:
@@ -365,14 +369,16 @@ def loss(model: Ferret, variables: dict, batch: dict, rng: jax.Array, step: jax.
     batch: input_ids [B T], spoken [B T] bool (the assistant wrote this token, the end of its turn included), images,
     points, and where there are any starts (otherwise drawn), attention_mask, positions and segments, as in a call.
     """
-    labels, points = llava.labels_of(batch), batch["points"]
-    starts = batch.get("starts")
+    out, labels = forward(model, variables, batch, rng), llava.labels_of(batch)
+    value, count = llava.answer_loss(model, variables, out.last_hidden_state, labels)
+    return value, Aux({"loss": value}, weight=count)
+
+
+def forward(model: Ferret, variables: dict, batch: dict, rng: jax.Array) -> llava.LlavaOutput:
+    """The model on a batch of `loss`."""
+    points, starts = batch["points"], batch.get("starts")
     if starts is None:
         starts = model.config.regions(model.config).starts(rng, points.shape[:2])
     names = ("attention_mask", "positions", "segments")
     others = {name: batch[name] for name in names if name in batch}
-    out = model.apply(variables, batch["input_ids"], batch["images"], points, starts, **others)
-    nll = linear_nll(out.last_hidden_state, model.head(variables["params"]), labels)
-    count = (labels != IGNORED).sum()
-    value = nll.sum() / jnp.maximum(count, 1)
-    return value, Aux({"loss": value}, weight=count)
+    return model.apply(variables, batch["input_ids"], batch["images"], points, starts, **others)

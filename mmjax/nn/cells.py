@@ -6,6 +6,8 @@ B batch, N patches in rows from the top left, C concepts; the last class is the 
 (Tian et al. 2019, arXiv:1904.01355, section 3.1): a patch says how far the edges of its thing are from itself.
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -51,19 +53,52 @@ def centres(count: int) -> jax.Array:
 def loss(cells: Cells, labels: jax.Array, boxes: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     """labels [B h w] int, GROUND or UNNAMED or a concept; boxes [B h w 4], read where there is a thing.
 
-    Cross entropy over cells that have a name or show the ground, plus L1 and 1 - GIoU over cells of things, each a mean
-    over the global batch.
+    Cross entropy of the cells that show a thing with a name, and half as much of those that show the ground, which are
+    many and soon known; L1 and 1 - GIoU of cells of things. Each is a mean over the global batch.
     """
     labels, boxes = rearrange(labels, "b h w -> b (h w)"), rearrange(boxes, "b h w c -> b (h w) c")
     classes = jnp.where(labels == GROUND, cells.logits.shape[-1] - 1, labels)
-    named, things = labels != UNNAMED, labels != GROUND
+    things = labels != GROUND
+    named = things & (labels != UNNAMED)
     mean = lambda x, where: jnp.where(where, x, 0).sum() / jnp.maximum(where.sum(), 1)  # noqa: E731
-    names = mean(softmax_cross_entropy(cells.logits, jnp.maximum(classes, 0)), named)
+    nll = softmax_cross_entropy(cells.logits, jnp.maximum(classes, 0))
+    names = mean(nll, named) + 0.5 * mean(nll, ~things)
     l1 = mean(jnp.abs(cells.boxes - boxes).mean(-1), things)
     ordered = jnp.concatenate([jnp.minimum(cells.boxes[..., :2], cells.boxes[..., 2:]),
                                jnp.maximum(cells.boxes[..., :2], cells.boxes[..., 2:])], -1)  # fmt: skip
     safe = jnp.where(things[..., None], boxes, jnp.array([0.0, 0.0, 1.0, 1.0]))
     giou = mean(1 - box_ops.giou(ordered, safe), things)
     right = jnp.argmax(cells.logits, -1) == classes
-    accuracy = mean(right.astype(jnp.float32), things & named)
+    accuracy = mean(right.astype(jnp.float32), named)
     return names + 2 * l1 + giou, {"names": names, "l1": l1, "giou": giou, "accuracy": accuracy}
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """The heads as an auxiliary task of a model that knows nothing of them: their parameters are params["cells"].
+
+    beside = Beside(num_classes, width)
+    Task(model, loss, init=beside.started(init_model))     # and in the loss:
+    shown, metrics = beside(variables, features, batch)
+    """
+
+    num_classes: int  # C
+    width: int  # D of the features
+
+    def __call__(self, variables: dict, features: jax.Array, batch: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """features [B N D]; batch: cells [B h w], cell_boxes [B h w 4], as in `loss`."""
+        told = CellHeads(self.num_classes).apply({"params": variables["params"]["cells"]}, features)
+        return loss(told, batch["cells"], batch["cell_boxes"])
+
+    def started(self, init: Callable) -> Callable:
+        """A Task.init: the variables that `init` makes, with heads, fresh or from `loaded`."""
+
+        def run(model: nn.Module, rng: jax.Array, batch: dict, loaded: dict) -> dict:
+            params = dict(loaded.get("params", {}))
+            own = params.pop("cells", None)
+            variables = init(model, rng, batch, {**loaded, "params": params} if params else {})
+            if own is None:
+                own = CellHeads(self.num_classes).init(rng, jnp.zeros((1, 1, self.width)))["params"]
+            return {**variables, "params": {**variables["params"], "cells": own}}
+
+        return run

@@ -70,7 +70,7 @@ def test_regions_too_do_not_depend_on_who_builds_them():
     data = SceneQuestions(scene_text.Regions(), region_points=9)
     whole = data.batches(6, seed=5)[0]
     halves = [data.batches(6, 5, rows)[0] for rows in (slice(0, 2), slice(2, 6))]
-    assert whole["regions"].shape == (6, 12, 9, 2)
+    assert whole["points"].shape == (6, 12, 9, 2)
     for name, x in whole.items():
         np.testing.assert_array_equal(np.concatenate([half[name] for half in halves]), x)
 
@@ -164,16 +164,16 @@ def test_the_kth_region_belongs_to_the_kth_question(examples):
     for b, example in enumerate(examples):
         pointed = [g[0] for one in example.conversations for turn in one if turn.kind in ("what", "point")
                    for g in (*turn.boxes, *turn.points)]  # fmt: skip
-        for i, points in zip(pointed, batch["regions"][b, : batch["region_count"][b]], strict=False):
+        for i, points in zip(pointed, batch["points"][b, : batch["region_count"][b]], strict=False):
             x, y = (points * 64).astype(int).T
             assert example.masks[i][y, x].all()
-        assert not batch["regions"][b, batch["region_count"][b] :].any()
+        assert not batch["points"][b, batch["region_count"][b] :].any()
 
 
 def test_more_regions_than_a_row_has_room_for_are_left_out_whole(examples):
     data = SceneQuestions(scene_text.Regions(), region_points=2, places=2)
     batch = packed(data, examples)
-    assert batch["regions"].shape[1] == 1
+    assert batch["points"].shape[1] == 1
     assert batch["region_count"].max() == 1
     np.testing.assert_array_equal((batch["input_ids"] == REGION).sum(1), batch["region_count"])
 

@@ -1,0 +1,90 @@
+"""Ferret on scenes: what a question points at is sampled from the picture, at every pixel that belongs to it.
+
+tiny        seconds: does everything once, learns nothing
+small       about 25 minutes on one of 2 CPU cores (README); small_plain with the mean over the region in place of the
+            spatial-aware sampler
+small_200   with 200 concepts
+paper       Ferret-7B: for `mmjax plan` and pods
+
+As shikra_scenes, but for the regions; places are integers from 0 to 99. Layouts are composed, pixels are the artists'
+own; the numbers are of an artist that was never trained on.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.data import scene_text
+from mmjax.data.scene_questions import COMPOSER, SceneQuestions
+from mmjax.evals.scene_answers import AskScenes, SceneAnswers
+from mmjax.models import ferret, llava
+from mmjax.nn.cells import Beside
+from mmjax.nn.outputs import Aux
+from mmjax.nn.stack import Compute
+from mmjax.train import optim
+from mmjax.train.experiment import Experiment, Source
+from mmjax.train.task import Task, init_model
+
+CELLS = 1.0  # weight of the auxiliary task
+ANSWERS = 56  # tokens that the assistant says in a row, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    cells: Beside
+
+    def __call__(self, model, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, Aux]:
+        out = ferret.forward(model, variables, batch, rng)
+        labels = llava.labels_of(batch)
+        text, _ = llava.answer_loss(model, variables, out.last_hidden_state, labels, ANSWERS)
+        shown, metrics = self.cells(variables, out.image_features, batch)
+        total = text + CELLS * shown
+        return total, Aux({"loss": total, "text": text, "cell_names": metrics["names"]})
+
+
+def config(size: str) -> ferret.FerretConfig:
+    vocab_size, image = scene_text.tokenizer().get_vocab_size(), scene_text.id_of(scene_text.IMAGE)
+    made = llava.of_size("tiny" if size == "tiny" else "small", vocab_size, image)
+    return ferret.FerretConfig(
+        dataclasses.replace(made, projector=llava.linear), scene_text.id_of(scene_text.REGION),
+        regions=ferret.plain if size == "small_plain" else ferret.sampler,
+        sampler=ferret.SamplerConfig(32, (8, 4), (6, 4)),
+    )  # fmt: skip
+
+
+def small(size: str) -> Experiment:
+    steps, batch, concepts = {
+        "tiny": (8, 8, 16), "small": (6_000, 32, 64), "small_plain": (6_000, 32, 64), "small_200": (9_000, 32, 200),
+    }[size]  # fmt: skip
+    made, of = config(size), size.removesuffix("_plain")
+    cells = Beside(concepts, made.llava.vision.width)
+    sees = Source(f"runs/vit_scenes-{of}", "params", "params")
+    speaks = Source(f"runs/llama_scenes-{of}", "params", "params/language")
+    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}
+    few = {"count": 8, "kinds": ("what", "where")} if size == "tiny" else {}
+    choice, held_out = SceneAnswers("validation", **(few or {"count": 200})), SceneAnswers("twemoji", **few)
+    data = SceneQuestions(scene_text.Regions(), concepts, answers=ANSWERS, region_points=made.sampler.points)
+    return Experiment(
+        Task(ferret.Ferret(made), Loss(cells), init=cells.started(init_model)), data,
+        optim.AdamW(2e-3, warmup=200, weight_decay=0.05, clip=1.0), steps, batch, evals=(choice,),
+        final_evals=(held_out, SceneAnswers("combinations", **few)), sample=AskScenes("twemoji"),
+        init_from=(sees, speaks), **every,
+    )  # fmt: skip
+
+
+def paper() -> Experiment:
+    made, composer = ferret.ferret_7b(), dataclasses.replace(COMPOSER, size=336, objects=(1, 6))
+    compute, inner = Compute(jnp.bfloat16, remat="full"), made.llava
+    language = dataclasses.replace(inner.language, compute=compute)
+    made = dataclasses.replace(made, llava=dataclasses.replace(inner, compute=compute, language=language))
+    data = SceneQuestions(
+        scene_text.Regions(), 600, composer, image_tokens=576, length=512, answers=256, cells=24,
+        region_points=made.sampler.points,
+    )  # fmt: skip
+    adamw = optim.AdamW(2e-5, warmup=780, clip=1.0)  # 3 epochs of 1.1 million
+    return Experiment(Task(ferret.Ferret(made), ferret.loss, trainable=ferret.TRAINED), data, adamw, 26_000, 128)
+
+
+def experiment(size: str) -> Experiment:
+    return paper() if size == "paper" else small(size)

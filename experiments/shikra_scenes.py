@@ -1,0 +1,82 @@
+"""Shikra on scenes: places are numbers in the text, read and written.
+
+tiny        seconds: does everything once, learns nothing
+small       about 25 minutes on one of 2 CPU cores (README)
+small_200   with 200 concepts
+paper       Shikra-7B, its second stage: for `mmjax plan` and pods
+
+One linear projector between the tower of vit_scenes and the language model of llama_scenes, which both are trained on.
+What the patches show stays an auxiliary task; without it the tower forgets. Layouts are composed, pixels are the
+artists' own; the numbers are of an artist that was never trained on.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.data import scene_text
+from mmjax.data.scene_questions import COMPOSER, SceneQuestions
+from mmjax.evals.scene_answers import AskScenes, SceneAnswers
+from mmjax.models import llava, shikra
+from mmjax.nn.cells import Beside
+from mmjax.nn.outputs import Aux
+from mmjax.nn.stack import Compute
+from mmjax.train import optim
+from mmjax.train.experiment import Experiment, Source
+from mmjax.train.task import Task, init_model
+
+CELLS = 1.0  # weight of the auxiliary task
+ANSWERS = 56  # tokens that the assistant says in a row, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    cells: Beside
+
+    def __call__(self, model, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, Aux]:
+        out = llava.forward(model, variables, batch)
+        labels = llava.labels_of(batch)
+        text, _ = llava.answer_loss(model, variables, out.last_hidden_state, labels, ANSWERS)
+        shown, metrics = self.cells(variables, out.image_features, batch)
+        total = text + CELLS * shown
+        return total, Aux({"loss": total, "text": text, "cell_names": metrics["names"]})
+
+
+def config(size: str) -> llava.LlavaConfig:
+    vocab_size, image = scene_text.tokenizer().get_vocab_size(), scene_text.id_of(scene_text.IMAGE)
+    made = llava.of_size("tiny" if size == "tiny" else "small", vocab_size, image)
+    return dataclasses.replace(made, projector=llava.linear)
+
+
+def small(size: str) -> Experiment:
+    steps, batch, concepts = {"tiny": (8, 8, 16), "small": (6_000, 32, 64), "small_200": (9_000, 32, 200)}[size]
+    made = config(size)
+    cells = Beside(concepts, made.vision.width)
+    sees = Source(f"runs/vit_scenes-{size}", "params", "params")
+    speaks = Source(f"runs/llama_scenes-{size}", "params", "params/language")
+    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}
+    few = {"count": 8, "kinds": ("what", "where")} if size == "tiny" else {}
+    choice, held_out = SceneAnswers("validation", **(few or {"count": 200})), SceneAnswers("twemoji", **few)
+    return Experiment(
+        Task(llava.Llava(made), Loss(cells), init=cells.started(init_model)),
+        SceneQuestions(vocabulary=concepts, answers=ANSWERS),
+        optim.AdamW(2e-3, warmup=200, weight_decay=0.05, clip=1.0), steps, batch, evals=(choice,),
+        final_evals=(held_out, SceneAnswers("combinations", **few)), sample=AskScenes("twemoji"),
+        init_from=(sees, speaks), **every,
+    )  # fmt: skip
+
+
+def paper() -> Experiment:
+    made, composer = shikra.shikra_7b(), dataclasses.replace(COMPOSER, size=224, objects=(1, 6))
+    compute = Compute(jnp.bfloat16, remat="full")
+    made = dataclasses.replace(
+        made, compute=compute, language=dataclasses.replace(made.language, compute=compute)
+    )  # fmt: skip
+    data = SceneQuestions(vocabulary=600, composer=composer, image_tokens=256, length=512, answers=256, cells=16)
+    adamw = optim.AdamW(2e-5, warmup=3_000, clip=1.0)
+    return Experiment(Task(llava.Llava(made), llava.loss, trainable=llava.INSTRUCT), data, adamw, 100_000, 64)
+
+
+def experiment(size: str) -> Experiment:
+    return paper() if size == "paper" else small(size)
