@@ -182,7 +182,7 @@ def test_regions_stand_where_the_text_says_them():
     def seen(variables, images, points, starts):
         bound = MODEL.bind(variables)
         features = bound.vision(images)
-        spliced = bound.splice(ids, images, points, starts)(jnp.asarray(table[ids]))
+        spliced = bound.splice(ids, images, features, points, starts)(jnp.asarray(table[ids]))
         return spliced, bound.projector(features), bound.regions(features, points, starts)
 
     given = [batch[name] for name in ("images", "points", "starts")]
