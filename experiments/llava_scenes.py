@@ -1,112 +1,177 @@
-"""LLaVA on scenes: a tower that was trained by what its patches show, a projector, and a small language model.
+"""LLaVA on scenes: which adapter, and which eyes? Questions, no boxes in answers (shikra_scenes has those).
 
-Sizes, all but `tiny` and `paper` about 20 minutes on one of 2 CPU cores (README):
+tiny                seconds: does everything once, learns nothing
+paper               LLaVA-1.5-7B, stage 2: for `mmjax plan` and pods
 
-tiny               seconds: does everything once, learns nothing
-small              projector of two layers, all of it trained on conversations
-small_linear       projector of one layer
-small_200          with 200 concepts
-paper              LLaVA-1.5-7B, stage 2: for `mmjax plan` and pods
+Each about 8 minutes on one of 2 CPU cores (README), after vit_scenes and llama_scenes. The adapter differs, at 64
+tokens a picture, and the tower of vit_scenes is trained on:
+small               a projector of two layers
+small_linear        of one layer
+small_qformer       64 queries that read the patches through a Q-Former of two blocks
 
-Starts from vit_scenes (what sees) and llama_scenes (what speaks) of the same size. What the patches show stays an
-auxiliary task, without which the tower forgets it. Places are numbers as text, as Shikra writes them.
+The eyes differ and stay as they are, from the runs of clip_emoji and dinov2_emoji, which saw one drawing at a time:
+small_clip          CLIP
+small_dino          DINOv2
+small_additive      Mixture of Features: the mean of both, after an adapter for each
+small_interleaved   Mixture of Features: both, 128 tokens
+small_tuned         CLIP, trained on
+
+What the patches show is an auxiliary task where the tower is that of vit_scenes. Layouts are composed, pixels are the
+artists' own; the numbers are of an artist that was never trained on.
 """
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from mmjax.data import scene_text
 from mmjax.data.scene_questions import COMPOSER, SceneQuestions
 from mmjax.evals.scene_answers import AskScenes, SceneAnswers
-from mmjax.models import llama, llava, vit
-from mmjax.nn import cells
+from mmjax.models import clip, dinov2, features, llava, qformer, vit
+from mmjax.nn.cells import Beside
+from mmjax.nn.linear import Linear
 from mmjax.nn.outputs import Aux
 from mmjax.nn.stack import Compute
+from mmjax.ops import images as image_ops
 from mmjax.train import optim
 from mmjax.train.experiment import Experiment, Source
 from mmjax.train.task import Task, init_model
 
 CELLS = 1.0  # weight of the auxiliary task
+ANSWERS = 40  # tokens that the assistant says in a row, at most
+KINDS = ("what", "point", "is", "count", "left", "right", "above", "below", "bigger", "behind", "caption")
+ADAPTERS = ("tiny", "small", "small_linear", "small_qformer")  # sizes with the tower of vit_scenes
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """Answers, and what the patches show: the heads of vit_scenes are in params["cells"]."""
-
-    heads: cells.CellHeads
-    most: int = 56  # tokens that the assistant says in a row, SceneQuestions.answers
+    cells: Beside
 
     def __call__(self, model, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, Aux]:
         out = llava.forward(model, variables, batch)
-        answers, _ = llava.answer_loss(model, variables, out.last_hidden_state, llava.labels_of(batch), self.most)
-        told = self.heads.apply({"params": variables["params"]["cells"]}, out.image_features)
-        shown, metrics = cells.loss(told, batch["cells"], batch["cell_boxes"])
-        total = answers + CELLS * shown
-        return total, Aux({"loss": total, "answers": answers, "cell_names": metrics["names"]})
+        text, _ = llava.answer_loss(model, variables, out.last_hidden_state, llava.labels_of(batch), ANSWERS)
+        shown, metrics = self.cells(variables, out.image_features, batch)
+        total = text + CELLS * shown
+        return total, Aux({"loss": total, "text": text, "cell_names": metrics["names"]})
 
-    def init(self, model, rng: jax.Array, batch: dict, loaded: dict) -> dict:
-        loaded = {"params": dict(loaded.get("params", {}))}
-        own = loaded["params"].pop("cells", None)
-        variables = init_model(model, rng, batch, loaded)
-        side = batch["cells"].shape[1]
-        fresh = self.heads.init(rng, jnp.zeros((1, side * side, model.config.vision.width)))["params"]
-        return {**variables, "params": {**variables["params"], "cells": fresh if own is None else own}}
+
+class Queries(nn.Module):
+    """A Q-Former as a projector: as many tokens as queries."""
+
+    config: llava.LlavaConfig
+    queries: int = 64
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [I N D] -> [I Q W]
+        sizes = qformer.QFormerConfig(
+            self.queries, x.shape[-1], width=96, depth=2, num_heads=3, hidden=192, text=False, dropout=0.0,
+            compute=self.config.compute,
+        )  # fmt: skip
+        tokens = self.param("query_tokens", nn.initializers.normal(0.02), (self.queries, sizes.width))
+        asked = jnp.broadcast_to(tokens, (len(x), *tokens.shape))
+        found = qformer.QFormer(sizes, name="qformer")(asked, x).queries
+        return Linear(self.config.language.width, True, self.config.language.compute.dtype, name="out")(found)
+
+
+class Towers(nn.Module):
+    """Patches of CLIP's block before the last, of DINOv2's last, or of both."""
+
+    config: llava.LlavaConfig
+    clip: vit.ViTConfig | None
+    dino: vit.ViTConfig | None
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:  # [I H W 3] -> of each [I N D]
+        images, compute = image_ops.to_float(images, 0.5, 0.5), self.config.compute
+        found = []
+        if self.clip is not None:
+            found.append(
+                clip.VisionTower(self.clip, compute, name="clip")(images, collect=True).hidden_states[-2][:, 1:]
+            )
+        if self.dino is not None:
+            seen = vit.ViT(self.dino, compute, name="dino")(images, collect=True).hidden_states[-1]
+            found.append(seen[:, self.dino.prefix :])
+        return tuple(found)
+
+
+class Mixed(nn.Module):
+    """A projector of the features of one or two towers, each normed first: they were made at different scales."""
+
+    config: llava.LlavaConfig
+    mix: Callable[[], nn.Module] | None = None  # of features.py; None: one tower
+
+    @nn.compact
+    def __call__(self, found: tuple[jax.Array, ...]) -> jax.Array:
+        adapter = partial(features.MLPAdapter, self.config.language.width, self.config.language.compute.dtype)
+        found = [nn.LayerNorm(use_scale=False, use_bias=False)(x) for x in found]
+        return adapter(name="adapter")(*found) if self.mix is None else self.mix(adapter, name="mix")(*found)
+
+
+CLIP = Source("runs/clip_emoji-small", "params/vision", "params/vision/clip")
+DINO = Source("runs/dinov2_emoji-small", "params/backbone", "params/vision/dino")
+EYES = {  # size -> sources, how the towers are mixed, tokens of a picture, what is trained
+    "small_clip": ((CLIP,), None, 64, llava.INSTRUCT),
+    "small_dino": ((DINO,), None, 64, llava.INSTRUCT),
+    "small_additive": ((CLIP, DINO), partial(features.Additive, own_adapters=True), 64, llava.INSTRUCT),
+    "small_interleaved": ((CLIP, DINO), features.Interleaved, 128, llava.INSTRUCT),
+    "small_tuned": ((CLIP,), None, 64, ".*"),
+}
 
 
 def config(size: str) -> llava.LlavaConfig:
-    image = scene_text.id_of(scene_text.IMAGE)
-    vocab_size = scene_text.tokenizer().get_vocab_size()
-    if size == "paper":
-        return llava.llava_1_5_7b()
-    plain = (0.5, 0.5, 0.5)
-    vision = vit.ViTConfig(
-        64, 8, width=96, depth=3, num_heads=3, hidden=192, stem=(32, 64), class_token=False, pool=vit.patch_mean
-    )
-    language = llama.LlamaConfig(
-        vocab_size, length=512, width=96, depth=3, num_heads=3, num_kv_heads=3, head_dim=32, hidden=256, tied=True,
-        compute=Compute(unroll=True),
-    )  # fmt: skip
-    compute = Compute(unroll=True)
-    if size == "tiny":
-        vision = dataclasses.replace(vision, width=32, depth=2, num_heads=2, hidden=32, stem=())
-        language = dataclasses.replace(llama.LlamaConfig.tiny(), vocab_size=vocab_size, length=256, tied=True)
-        compute = Compute()
-    projector = llava.linear if size == "small_linear" else llava.mlp
-    return llava.LlavaConfig(
-        vision, language, image_token=image, see=llava.ViTPatches, projector=projector, image_mean=plain,
-        image_std=plain, compute=compute,
+    vocab_size, image = scene_text.tokenizer().get_vocab_size(), scene_text.id_of(scene_text.IMAGE)
+    made = llava.of_size("tiny" if size == "tiny" else "small", vocab_size, image)
+    if size in ADAPTERS:
+        projector = {"small_linear": llava.linear, "small_qformer": Queries}.get(size, llava.mlp)
+        return dataclasses.replace(made, projector=projector)
+    sources, mix, length, _ = EYES[size]
+    # Positions of 4 x 4 patches are resized to 8 x 8, as scenes are twice as large.
+    seeing = dataclasses.replace(clip.small(8, 8).vision, resize=image_ops.resize_cubic) if CLIP in sources else None
+    other = dataclasses.replace(dinov2.small().vision, resize=image_ops.resize_cubic) if DINO in sources else None
+    return dataclasses.replace(
+        made, see=partial(Towers, clip=seeing, dino=other), projector=partial(Mixed, mix=mix), image_length=length
     )  # fmt: skip
 
 
 def small(size: str) -> Experiment:
-    steps, batch, concepts = {
-        "tiny": (8, 8, 16), "small": (5_000, 32, 64), "small_linear": (5_000, 32, 64), "small_200": (8_000, 32, 200),
-    }[size]  # fmt: skip
-    loss = Loss(cells.CellHeads(concepts))
-    of = {"tiny": "tiny", "small_200": "small_200"}.get(size, "small")
-    sees = Source(f"runs/vit_scenes-{of}", "params", "params")
+    steps, batch, concepts = (8, 8, 16) if size == "tiny" else (1_500, 32, 64)
+    made, of = config(size), "tiny" if size == "tiny" else "small"
     speaks = Source(f"runs/llama_scenes-{of}", "params", "params/language")
-    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}
-    few = {"count": 8, "kinds": ("what", "where")} if size == "tiny" else {}
-    choice, held_out = SceneAnswers("validation", **(few or {"count": 200})), SceneAnswers("twemoji", **few)
+    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 750}
+    few = {"count": 8, "kinds": ("what", "is")} if size == "tiny" else {}
+    if size in ADAPTERS:
+        beside = Beside(concepts, made.vision.width)
+        task = Task(llava.Llava(made), Loss(beside), init=beside.started(init_model))
+        sources = (Source(f"runs/vit_scenes-{of}", "params", "params"), speaks)
+    else:
+        own, _, _, trainable = EYES[size]
+        task, sources = Task(llava.Llava(made), llava.loss, trainable=trainable), (*own, speaks)
+    data = SceneQuestions(
+        vocabulary=concepts, image_tokens=made.tokens_per_image, kinds=KINDS, length=96, answers=ANSWERS
+    )  # fmt: skip
     return Experiment(
-        Task(llava.Llava(config(size)), loss, init=loss.init), SceneQuestions(vocabulary=concepts),
-        optim.AdamW(2e-3, warmup=200, weight_decay=0.05, clip=1.0), steps, batch, evals=(choice,),
-        final_evals=(held_out, SceneAnswers("combinations", **few)), sample=AskScenes("twemoji"),
-        init_from=(sees, speaks), **every,
+        task, data,
+        optim.AdamW(2e-3, warmup=100, weight_decay=0.05, clip=1.0), steps, batch,
+        evals=(SceneAnswers("validation", **(few or {"count": 200})),),
+        final_evals=tuple(SceneAnswers(split, **few) for split in ("twemoji", "combinations")),
+        sample=AskScenes("twemoji"), init_from=sources, **every,
     )  # fmt: skip
 
 
 def paper() -> Experiment:
-    made, composer = config("paper"), dataclasses.replace(COMPOSER, size=336, objects=(1, 6))
-    data = SceneQuestions(vocabulary=600, composer=composer, image_tokens=576, length=1_000, cells=24)
-    language = dataclasses.replace(made.language, compute=Compute(jnp.bfloat16, remat="full"))
-    made = dataclasses.replace(made, language=language, compute=Compute(jnp.bfloat16, remat="full"))
-    adamw = optim.AdamW(2e-5, warmup=156, clip=1.0)  # 5,197 steps are one epoch of 665k, warm-up 3 %
+    made, composer = llava.llava_1_5_7b(), dataclasses.replace(COMPOSER, size=336, objects=(1, 6))
+    compute = Compute(jnp.bfloat16, remat="full")
+    made = dataclasses.replace(made, compute=compute, language=dataclasses.replace(made.language, compute=compute))
+    data = SceneQuestions(vocabulary=600, composer=composer, image_tokens=576, length=512, answers=256, cells=24)
+    adamw = optim.AdamW(2e-5, warmup=156, clip=1.0)  # one epoch of 665k conversations, 3 % of it warm-up
     return Experiment(Task(llava.Llava(made), llava.loss, trainable=llava.INSTRUCT), data, adamw, 5_197, 128)
 
 
 def experiment(size: str) -> Experiment:
+    if size not in ("paper", *ADAPTERS, *EYES):
+        raise KeyError(size)
     return paper() if size == "paper" else small(size)

@@ -26,6 +26,7 @@ from mmjax.data.scene_questions import Example, SceneQuestions
 from mmjax.data.scene_turns import Conversation, Turn
 from mmjax.evals import grounding, translation
 from mmjax.evals.search import square
+from mmjax.models import nextchat
 from mmjax.nn.outputs import Answer, Request, Result
 from mmjax.nn.sampling import Sampling, generate
 from mmjax.report import annotate
@@ -56,10 +57,28 @@ def greedy(model, variables, data, examples, conversations, tokens, batch_size: 
         count = len(batch["images"])
         batch = padded(batch, batch_size)
         ids, mask = batch.pop("input_ids"), batch.pop("attention_mask")
+        del batch["places"]  # they are numbers in the text
         inputs = batch if data.image_tokens else {}
         said = generate(model, variables, ids, mask, max_new_tokens=tokens, sampling=sampling, inputs=inputs).tokens
         texts += [words(ids) for ids in np.asarray(said)[:count]]
     return [Reply(text, [box for group in read_boxes(data, text) for box in group]) for text in texts]
+
+
+def located(model, variables, data, examples, conversations, tokens, batch_size: int = 250) -> list[Reply]:
+    """Of a NExT-Chat, whose places are no text."""
+    sampling, replies = Sampling(stop_ids=(scene_text.id_of(scene_text.END),)), []
+    for n in range(0, len(examples), batch_size):
+        batch = data.prompts(examples[n : n + batch_size], conversations[n : n + batch_size])
+        count = len(batch["images"])
+        batch = padded(batch, batch_size)
+        inputs = {"images": batch["images"], "boxes": batch["places"]}
+        prompts = batch["input_ids"], batch["attention_mask"]
+        said = nextchat.generate(model, variables, *prompts, max_new_tokens=tokens, sampling=sampling, inputs=inputs)
+        said = jax.device_get(said.replace(states=()))
+        for row in range(count):
+            found = said.found[row] & (np.arange(said.found.shape[1]) < said.lengths[row])
+            replies.append(Reply(words(said.tokens[row]), said.boxes[row, found].tolist()))
+    return replies
 
 
 def padded(batch: dict, rows: int) -> dict:

@@ -55,7 +55,7 @@ def _check(model: llava.Llava) -> None:
     if c.see is not llava.ClipPatches or c.projector is not llava.mlp:
         raise ValueError(
             f"{FORMAT} holds CLIP's patches through a projector of two layers (see=ClipPatches, projector=mlp), got "
-            f"see={c.see.__name__}, projector={c.projector.__name__}"
+            f"see={c.see}, projector={c.projector}"
         )
 
 
