@@ -59,8 +59,8 @@ def small(size: str) -> Experiment:
     }[size]  # fmt: skip
     made, of = config(size), size.removesuffix("_plain")
     cells = Beside(concepts, made.llava.vision.width)
-    sees = Source(f"runs/vit_scenes-{of}", "params", "params")
-    speaks = Source(f"runs/llama_scenes-{of}", "params", "params/language")
+    sees = Source(f"vit_scenes-{of}", "params", "params")
+    speaks = Source(f"llama_scenes-{of}", "params", "params/language")
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}
     few = {"count": 8, "kinds": ("what", "where")} if size == "tiny" else {}
     choice, held_out = SceneAnswers("validation", **(few or {"count": 200})), SceneAnswers("twemoji", **few)

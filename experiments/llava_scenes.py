@@ -111,8 +111,8 @@ class Mixed(nn.Module):
         return adapter(name="adapter")(*found) if self.mix is None else self.mix(adapter, name="mix")(*found)
 
 
-CLIP = Source("runs/clip_emoji-small", "params/vision", "params/vision/clip")
-DINO = Source("runs/dinov2_emoji-small", "params/backbone", "params/vision/dino")
+CLIP = Source("clip_emoji-small", "params/vision", "params/vision/clip")
+DINO = Source("dinov2_emoji-small", "params/backbone", "params/vision/dino")
 EYES = {  # size -> sources, how the towers are mixed, tokens of a picture, what is trained
     "small_clip": ((CLIP,), None, 64, llava.INSTRUCT),
     "small_dino": ((DINO,), None, 64, llava.INSTRUCT),
@@ -140,13 +140,13 @@ def config(size: str) -> llava.LlavaConfig:
 def small(size: str) -> Experiment:
     steps, batch, concepts = (8, 8, 16) if size == "tiny" else (1_500, 32, 64)
     made, of = config(size), "tiny" if size == "tiny" else "small"
-    speaks = Source(f"runs/llama_scenes-{of}", "params", "params/language")
+    speaks = Source(f"llama_scenes-{of}", "params", "params/language")
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 750}
     few = {"count": 8, "kinds": ("what", "is")} if size == "tiny" else {}
     if size in ADAPTERS:
         beside = Beside(concepts, made.vision.width)
         task = Task(llava.Llava(made), Loss(beside), init=beside.started(init_model))
-        sources = (Source(f"runs/vit_scenes-{of}", "params", "params"), speaks)
+        sources = (Source(f"vit_scenes-{of}", "params", "params"), speaks)
     else:
         own, _, _, trainable = EYES[size]
         task, sources = Task(llava.Llava(made), llava.loss, trainable=trainable), (*own, speaks)

@@ -53,8 +53,8 @@ def small(size: str) -> Experiment:
     steps, batch, concepts = {"tiny": (8, 8, 16), "small": (6_000, 32, 64), "small_200": (9_000, 32, 200)}[size]
     made = config(size)
     cells = Beside(concepts, made.vision.width)
-    sees = Source(f"runs/vit_scenes-{size}", "params", "params")
-    speaks = Source(f"runs/llama_scenes-{size}", "params", "params/language")
+    sees = Source(f"vit_scenes-{size}", "params", "params")
+    speaks = Source(f"llama_scenes-{size}", "params", "params/language")
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}
     few = {"count": 8, "kinds": ("what", "where")} if size == "tiny" else {}
     choice, held_out = SceneAnswers("validation", **(few or {"count": 200})), SceneAnswers("twemoji", **few)

@@ -13,7 +13,8 @@ from mmjax.train.task import Task
 class Source(NamedTuple):
     """Weights to start from: the subtree `take` of another run's variables becomes the subtree `to` of ours.
 
-    `run` is the stem of an experiment (its run of the same size), a run folder, or a folder of Hugging Face weights.
+    `run` is the stem of an experiment (its run of the same size, or of the size behind a dash: "vit_scenes-small"), a
+    run folder, or a folder of Hugging Face weights.
     Paths start at the variables: "params/vision"; "" is all of them. A frozen network goes to a collection of its own:
     Source("vqvae_emoji", to="tokenizer").
     """

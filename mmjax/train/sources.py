@@ -60,17 +60,24 @@ def find(source: Source, size: str, runs: Path) -> Path:
     if (folder / run_folder.CONFIG).is_file():
         return folder
     if len(folder.parts) == 1 and folder.suffix == "":
-        named = runs / f"{source.run}-{size}"
+        stem, size = named_run(source, size)
+        named = runs / f"{stem}-{size}"
         if (named / run_folder.CONFIG).is_file():
             return named
         raise FileNotFoundError(
-            f"this experiment starts from {source.run}, but there is no run in {named}; make it with: "
-            f"mmjax train experiments/{source.run}.py --size {size}"
+            f"this experiment starts from {stem}, but there is no run in {named}; make it with: "
+            f"mmjax train experiments/{stem}.py --size {size}"
         )
     raise FileNotFoundError(
         f"this experiment starts from {folder}, which is neither a run folder nor a folder with the config.json and "
         "*.safetensors of a model"
     )
+
+
+def named_run(source: Source, size: str) -> tuple[str, str]:
+    """The experiment's stem and the size of its run: what stands behind a dash, else `size`."""
+    stem, _, own = source.run.partition("-")
+    return stem, own or size
 
 
 def shapes(sources: Sequence[Source], size: str, folder: Path) -> Variables:
@@ -80,11 +87,12 @@ def shapes(sources: Sequence[Source], size: str, folder: Path) -> Variables:
     """
     loaded: Variables = {}
     for source in sources:
-        file = folder / f"{source.run}.py"
+        stem, own = named_run(source, size)
+        file = folder / f"{stem}.py"
         if not file.is_file():
             continue
-        experiment = overrides.load_experiment(file, size)
-        variables = step.first_variables(experiment, shapes(experiment.init_from, size, folder))
+        experiment = overrides.load_experiment(file, own)
+        variables = step.first_variables(experiment, shapes(experiment.init_from, own, folder))
         part = trees.subtree(step.served(experiment.task.serve, variables), source.take)
         loaded = trees.merge(loaded, trees.nest(part, source.to))
     return loaded

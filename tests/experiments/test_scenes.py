@@ -1,0 +1,84 @@
+"""The experiments on scenes at their tiny size, one starting from the other, and what they are told of the data."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mmjax.data import scene_text
+from mmjax.nn.outputs import Request
+from mmjax.train import loop, overrides, run_folder
+
+STEMS = ("llava_scenes", "shikra_scenes", "ferret_scenes")
+START = ("vit_scenes", "llama_scenes")
+SIZES = {
+    "llava_scenes": ("small", "small_linear", "small_qformer", "small_clip", "small_dino", "small_additive",
+                     "small_interleaved", "small_tuned", "paper"),
+    "shikra_scenes": ("small", "small_200", "paper"), "ferret_scenes": ("small", "small_plain", "small_200", "paper"),
+    "vit_scenes": ("small", "small_200", "paper"), "llama_scenes": ("small", "small_200", "paper"),
+}  # fmt: skip
+
+
+def trained(stem: str, folder: Path):
+    recipe = run_folder.Recipe(Path("experiments") / f"{stem}.py", "tiny")
+    experiment = recipe.build()
+    if stem in START:
+        experiment = dataclasses.replace(experiment, evals=(), final_evals=())
+    mesh = experiment.mesh.build(jax.devices()[:1])
+    return experiment, loop.train(experiment, folder / f"{stem}-tiny", recipe=recipe, mesh=mesh)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes") / "runs"
+    for stem in START:
+        trained(stem, folder)
+    return folder
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("stem", STEMS)
+def test_it_runs_from_what_sees_and_what_speaks(stem, runs, monkeypatch):
+    monkeypatch.chdir(runs.parent)
+    home = Path(__file__).parents[2]
+    recipe = run_folder.Recipe(home / "experiments" / f"{stem}.py", "tiny")
+    experiment = recipe.build()
+    mesh = experiment.mesh.build(jax.devices()[:1])
+    outcome = loop.train(experiment, runs / f"{stem}-tiny", recipe=recipe, mesh=mesh)
+    assert outcome.state.step == 8
+    assert outcome.metrics["twemoji/what/n"] == 8
+    assert {"cells", "vision", "language"} <= outcome.state.variables["params"].keys()
+    image = np.full((40, 50, 3), 200, np.uint8)
+    model, variables = experiment.task.model, outcome.state.variables
+    request = Request(("where is the key?",), (image,))
+    answer = experiment.sample(model, variables, request, experiment.data, jax.random.key(0))
+    assert answer.pictures["answer"].ndim == 3
+    with pytest.raises(ValueError, match="there is no question"):
+        experiment.sample(model, variables, Request((), (image,)), experiment.data, jax.random.key(0))
+
+
+@pytest.mark.parametrize("stem", SIZES)
+def test_models_and_rows_agree(stem):
+    for size in SIZES[stem]:
+        experiment = overrides.load_experiment(Path("experiments") / f"{stem}.py", size)
+        data, config = experiment.data, experiment.task.model.config
+        config = getattr(config, "llava", config)
+        if stem in STEMS:
+            assert data.image_tokens == config.tokens_per_image, size
+        if stem != "llama_scenes":
+            vision = getattr(config, "vision", config)
+            assert data.composer.size == vision.image_size or size in ("small_clip", "small_dino"), size
+        if hasattr(config, "language") and size != "paper":
+            assert config.image_token == scene_text.id_of(scene_text.IMAGE)
+            assert config.language.length >= 1 + data.image_tokens + data.length
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_the_held_out_artist_is_read_only_at_the_end(stem):
+    experiment = overrides.load_experiment(Path("experiments") / f"{stem}.py", "small")
+    assert {one.split for one in experiment.evals} == {"validation"}
+    assert {one.split for one in experiment.final_evals} == {"twemoji", "combinations"}
+    with pytest.raises(ValueError, match="has no size 'nothing'"):
+        overrides.load_experiment(Path("experiments") / f"{stem}.py", "nothing")
