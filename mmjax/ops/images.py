@@ -143,6 +143,24 @@ def resize(image: Any, height: int, width: int) -> np.ndarray:
     return np.asarray(to_pil(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
+def longest_side(height: int, width: int, size: int) -> tuple[int, int]:
+    """(height, width) of a picture whose longer side is made `size`; halves round up, as in segment_anything."""
+    scale = size / max(height, width)
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def fit_longest_side(image: Any, size: int, mean: Any, std: Any) -> np.ndarray:
+    """PIL image or uint8 array [H W 3] -> float32 [size size 3]: the longer side made `size` (Pillow's bilinear on
+    bytes), normalised, zeros at the right and below. What segment_anything does; `longest_side` tells the rest."""
+    from PIL import Image
+
+    image = to_pil(image).convert("RGB")
+    height, width = longest_side(image.height, image.width, size)
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), np.float32) / 255
+    pixels = (pixels - np.float32(mean)) / np.float32(std)
+    return np.pad(pixels, ((0, size - height), (0, size - width), (0, 0)))
+
+
 def resize_cubic(grid: jax.Array, height: int, width: int) -> jax.Array:
     """[h w D] -> [height width D] as torch's bicubic without antialias: transformers, `interpolate_pos_encoding`."""
     return _product(grid, *(cubic_rows(old, new) for old, new in zip(grid.shape, (height, width), strict=False)))

@@ -4,6 +4,7 @@ from mmjax.weights.features import load_mof, save_mof
 from mmjax.weights.gguf import load_gguf, load_language
 from mmjax.weights.hf import convert, load_hf, save_hf
 from mmjax.weights.open_clip import load_openai, save_openai
+from mmjax.weights.sam import load_sam
 
 __all__ = [
     "convert",
@@ -12,6 +13,7 @@ __all__ = [
     "load_language",
     "load_mof",
     "load_openai",
+    "load_sam",
     "save_hf",
     "save_mof",
     "save_openai",

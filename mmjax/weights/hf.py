@@ -39,6 +39,7 @@ from mmjax.weights import (
     mamba2,
     marian,
     open_clip,
+    sam,
     siglip,
     vit,
 )
@@ -57,6 +58,7 @@ FAMILIES: dict[str, ModuleType] = {
     "marian": marian,
     "mamba": mamba,
     "mamba2": mamba2,
+    "sam": sam,
     "llava": llava,
     "blip-2": blip2,
     "blip_2_qformer": blip2,
