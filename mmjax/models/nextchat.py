@@ -26,23 +26,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
 from flax import linen as nn
 from flax import struct
 
-from mmjax.models import clip, llama, llava
+from mmjax.models import clip, llama, llava, sam
 from mmjax.nn import sampling
 from mmjax.nn.cache import KVCache
 from mmjax.nn.linear import Linear
 from mmjax.nn.outputs import EMPTY, Aux, LMOutput
 from mmjax.nn.sampling import Sampling
 from mmjax.ops import boxes as box_ops
-from mmjax.ops.cross_entropy import IGNORED, linear_nll
+from mmjax.ops import images as image_ops
+from mmjax.ops import segmentation
+from mmjax.ops.cross_entropy import IGNORED
 from mmjax.text.coordinates import BOXES, Group
 
 AT = "<at>"
 # The ids that the vocabulary grows by: <im_patch>, <im_start>, <im_end>, <at>, <boxes>. shikra.grown(averaged=4).
 GREEDY = Sampling(stop_ids=(2,))  # up to </s>
 BOX_STAGES = r"^(projector|language|loc_encoder|loc_decoder)/"  # Task.trainable of stages 1 and 2
+MASK_STAGE = r"^(seg_prompt|sam/decoder)/"  # and of stage 3
 normal = nn.initializers.normal(0.02)
 
 
@@ -80,6 +85,16 @@ def nextchat_13b() -> NextChatConfig:
 def _published(language: llama.LlamaConfig) -> NextChatConfig:
     language = dataclasses.replace(language, vocab_size=32_005, length=4096, epsilon=1e-5)
     return NextChatConfig(clip.vit_l14_336().vision, language)
+
+
+@dataclasses.dataclass(frozen=True)
+class NextChatSegConfig(NextChatConfig):
+    sam_config: sam.SamConfig = dataclasses.field(default_factory=sam.vit_h)
+    prompt_tokens: int = 4  # that a state becomes for SAM
+
+    @classmethod
+    def tiny(cls) -> "NextChatSegConfig":
+        return cls(**vars(NextChatConfig.tiny()), sam_config=sam.SamConfig.tiny())
 
 
 class Pairs:
@@ -222,6 +237,12 @@ class NextChat(llava.Llava):
         return self.language.extend(token[:, None], cache, splice=splice)
 
 
+def said_places(model: NextChat, batch: dict) -> jax.Array:
+    """[B K] bool, which of each row's K <at> are the assistant's."""
+    spoken, exists = take(batch["spoken"], batch["input_ids"] == model.config.at_token, batch["boxes"].shape[1])
+    return spoken & exists
+
+
 def loss(model: NextChat, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, Aux]:
     """Stages 1 and 2. batch: as llava.loss, and boxes [B K 4], each row's in the order of its text, zeros behind."""
     c, ids, wanted = model.config, batch["input_ids"], batch["boxes"]
@@ -229,15 +250,14 @@ def loss(model: NextChat, variables: dict, batch: dict, rng: jax.Array, step: ja
     out = model.apply(variables, ids, *inputs, boxes=wanted)
     labels = llava.labels_of(batch)
     labels = jnp.where(labels == c.box_token, IGNORED, labels)  # nobody needs to guess that <boxes> follows <at>
-    nll = linear_nll(out.last_hidden_state, model.head(variables["params"]), labels)
-    text = nll.sum() / jnp.maximum((labels != IGNORED).sum(), 1)
+    text, _ = llava.answer_loss(model, variables, out.last_hidden_state, labels)
 
-    spoken, exists = take(batch["spoken"], ids == c.at_token, wanted.shape[1])
+    learned = said_places(model, batch)
     given = jnp.arange(wanted.shape[1]) < (ids == c.box_token).sum(1, keepdims=True)
-    parts = place_losses(out, wanted, spoken & exists, given)
+    parts = place_losses(out, wanted, learned, given)
     cycles = parts["cycle_states"] + parts["cycle_boxes"]
     total = text + c.l1_weight * parts["l1"] + c.giou_weight * parts["giou"] + c.cycle_weight * cycles
-    shared = masked_mean(box_ops.iou(out.boxes, wanted), spoken & exists)
+    shared = masked_mean(box_ops.iou(out.boxes, wanted), learned)
     return total, Aux({"loss": total, "text": text, **parts, "iou": shared})
 
 
@@ -302,3 +322,89 @@ def _generate(model, variables, input_ids, attention_mask, rng, inputs, max_new_
     lengths = jnp.where(ends.any(1), 1 + ends.argmax(1), max_new_tokens).astype(jnp.int32)
     boxes = model.apply(variables, states, method="decode_boxes")
     return Located(tokens, lengths, boxes, tokens == c.at_token, states)
+
+
+# Masks: stage 3, in which SAM is asked by a box and by the state that it was decoded from
+
+
+class NextChatSeg(NextChat):
+    """SAM reads a picture of its own (`square_for_sam`)."""
+
+    config: NextChatSegConfig
+
+    def setup(self):
+        super().setup()
+        c, dtype = self.config, self.config.language.compute.dtype
+        self.seg_prompt = TwoLayers(c.language.width, c.prompt_tokens * c.sam_config.dim, dtype, llava.torch_linear)
+        self.sam = sam.SAM(c.sam_config)
+
+    def __call__(self, *args: Any, **options: Any) -> NextChatOutput:
+        """As NextChat's."""
+        out = super().__call__(*args, **options)
+        if self.is_initializing():
+            side = self.config.sam_config.vision.image_size
+            self.segment(jnp.zeros((1, side, side, 3)), out.states[:1], out.boxes[:1])
+        return out
+
+    def segment(self, images: jax.Array, states: jax.Array, boxes: jax.Array) -> sam.SamOutput:
+        """images [B H H 3], uint8 or float already normalised, states [B K W], boxes [B K 4] in [0, 1] -> one mask for
+        each of K. Four tokens of the state stand before the two corners of the box."""
+        size = self.config.sam_config.vision.image_size
+        own = self.seg_prompt(states).astype(jnp.float32)
+        own = rearrange(own, "b k (t c) -> b k t c", t=self.config.prompt_tokens)
+        corners = self.sam.encode_prompts(boxes=boxes * size)
+        return self.sam.decode(self.sam.encode_image(images), jnp.concatenate([own, corners], 2), multimask=False)
+
+
+def mask_losses(logits: jax.Array, scores: jax.Array, wanted: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """logits [B K h w], scores [B K], wanted [B K h w] bool or in [0, 1], mask [B K]: which of the K count.
+
+    As the authors' code, which differs from SAM's losses: the focal factor is of a mask's mean cross entropy and not of
+    each pixel's, the number of masks stands for its alpha and for the smoothing of dice, and for the score a pixel is
+    inside from a logit of 0.5 on. All three are sums over masks, the last divided by their number.
+    """
+    count = jnp.maximum(mask.sum(), 1).astype(jnp.float32)
+    # What doesn't count may be anything, and must not send NaN through the sums below.
+    x, t = (jnp.where(mask[..., None, None], part, 0).astype(jnp.float32) for part in (logits, wanted))
+    entropy = (jax.nn.softplus(x) - x * t).mean((-1, -2))
+    inside = (x >= 0.5).astype(jnp.float32)
+    both = (inside * t).sum((-1, -2))
+    shared = both / (inside.sum((-1, -2)) + t.sum((-1, -2)) - both + 1e-7)
+    parts = {
+        "focal": count * (1 - jnp.exp(-entropy)) ** 2 * entropy,
+        "dice": segmentation.dice(x, t, smooth=count),
+        "iou_error": (scores.astype(jnp.float32) - shared) ** 2 / count,
+    }
+    return {name: jnp.where(mask, part, 0).sum() for name, part in parts.items()}
+
+
+def mask_loss(
+    model: NextChatSeg, variables: dict, batch: dict, rng: jax.Array, step: jax.Array
+) -> tuple[jax.Array, Aux]:
+    """Stage 3: masks alone. batch: as `loss`, sam_images [B H H 3] as in `segment`, and masks [B K h w] of the squares,
+    one for each place."""
+    wanted, learned = batch["masks"], said_places(model, batch)
+    inputs = batch.get("images"), batch.get("attention_mask"), batch.get("positions")
+    out = model.apply(variables, batch["input_ids"], *inputs, boxes=batch["boxes"])
+    found = model.apply(variables, batch["sam_images"], out.states, out.boxes, method="segment")
+    logits = segmentation.resize(found.pred_masks[:, :, 0], *wanted.shape[-2:])
+    parts = mask_losses(logits, found.iou_scores[:, :, 0], wanted, learned)
+    total = 20 * parts["focal"] + parts["dice"] + parts["iou_error"]
+    shared = masked_mean(segmentation.iou(logits > 0, wanted > 0.5), learned)
+    return total, Aux({"loss": total, **parts, "iou": shared})
+
+
+def square_for_sam(image: Any, size: int, mean: Any, std: Any) -> np.ndarray:
+    """PIL image or uint8 array [H W 3] -> float32 [size size 3], as SAM's but in the middle of the square: a box in
+    [0, 1] is then the same for both towers."""
+    image = image_ops.to_pil(image)
+    height, width = image_ops.longest_side(image.height, image.width, size)
+    at = image_ops.frame(width, height)
+    return np.roll(image_ops.fit_longest_side(image, size, mean, std), (at.top, at.left), (0, 1))
+
+
+def to_picture(logits: jax.Array, height: int, width: int) -> jax.Array:
+    """[... h w] of the square -> [... height width] of the picture; above 0 is inside."""
+    at = image_ops.frame(width, height)
+    whole = segmentation.resize(logits, at.side, at.side)
+    return whole[..., at.top : at.top + height, at.left : at.left + width]

@@ -16,6 +16,7 @@ from mmjax.models import llama, llava, nextchat, shikra, vit
 from mmjax.nn.mlp import quick_gelu
 from mmjax.nn.sampling import Sampling
 from mmjax.text import coordinates
+from mmjax.weights import nextchat as weights
 from mmjax.weights.engine import flatten
 
 VISION = vit.ViTConfig(28, 14, width=12, depth=3, num_heads=3, hidden=20, activation=quick_gelu, epsilon=1e-5)
@@ -139,33 +140,42 @@ def test_the_fixed_answer_is_read_as_in_the_original(golden, variables):
     close("box", out.boxes[:, 0], golden["answer/box"], relative=1e-5)
 
 
-def test_an_answer_reads_the_boxes_that_it_has_just_said(golden, variables):
+def test_an_answer_reads_the_boxes_that_it_has_just_said():
     """Written token by token, and read at once with its boxes given: the same states, tokens and boxes."""
-    c = CONFIG
-    prompt, images = golden["input_ids"][:1, :9].astype(np.int32), golden["images"][:1]  # has no place
-    prompt = np.where(prompt == c.at_token, 5, prompt)
-    # A head that likes <at>, so that there is a place to speak of.
-    params = dict(variables["params"])
-    head = params["language"]["head"]["kernel"].copy()
-    head[:, c.at_token] *= 30
-    params["language"] = {**params["language"], "head": {"kernel": head}}
-    said = nextchat.generate(
-        MODEL, {"params": params}, np.repeat(prompt, 2, 0), max_new_tokens=9,
-        inputs={"images": np.repeat(images, 2, 0)}, sampling=Sampling(stop_ids=(2,)),
-    )  # fmt: skip
-    tokens, found = np.asarray(said.tokens[0]), np.asarray(said.found[0])
-    assert (tokens == np.asarray(said.tokens[1])).all()
-    assert found[:-1].sum() >= 2
-    assert (tokens[1:][found[:-1]] == c.box_token).all()  # <boxes> always follows
-    count = int((tokens == c.box_token).sum())
-    boxes = np.asarray(said.boxes[0])[found][:count]
-    read = jax.jit(lambda *args: MODEL.apply(*args, boxes=boxes[None]))
-    whole = read({"params": params}, np.append(prompt, tokens[None], 1), images)
-    np.testing.assert_allclose(whole.boxes[0, :count], boxes, atol=1e-5)
-    greedy = np.asarray(whole.logits[0, prompt.shape[1] - 1 : -1].argmax(-1))
-    free = np.append(True, ~found[:-1])  # what was not put there because <at> stood before
-    length = int(said.lengths[0])
-    np.testing.assert_array_equal(tokens[:length][free[:length]], greedy[:length][free[:length]])
+    tiny = nextchat.NextChatConfig.tiny()
+    c = dataclasses.replace(tiny, language=dataclasses.replace(tiny.language, depth=1))
+    model = nextchat.NextChat(c)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 5), jnp.int32))
+    draw = lambda x: np.random.default_rng(x.size).normal(size=x.shape).astype(np.float32)  # noqa: E731
+    variables = jax.tree.map(draw, shapes)
+    # A head that likes <at> in about half of all states, so that there is a place to speak of.
+    variables["params"]["language"]["head"]["kernel"][:, c.at_token] *= 9
+    prompt = np.array([[1, 5, 6, 7], [1, 9, 8, 7]], np.int32)
+    said = nextchat.generate(model, variables, prompt, max_new_tokens=9, sampling=Sampling(stop_ids=(2,)))
+    read = jax.jit(lambda ids, boxes: model.apply(variables, ids, boxes=boxes))
+    for row in range(2):
+        tokens, found, boxes = (np.asarray(x[row]) for x in (said.tokens, said.found, said.boxes))
+        assert found[:-1].any()
+        assert (tokens[1:][found[:-1]] == c.box_token).all()  # <boxes> always follows
+        given = np.zeros((9, 4), np.float32)
+        given[: found.sum()] = boxes[found]
+        whole = read(np.append(prompt[row], tokens)[None], given[None])
+        np.testing.assert_allclose(whole.boxes[0, : found.sum()], boxes[found], atol=1e-4)
+        greedy = np.asarray(whole.logits[0, 3:-1].argmax(-1))
+        free = np.append(True, ~found[:-1]) & (np.arange(9) < said.lengths[row])
+        np.testing.assert_array_equal(tokens[free], greedy[free])
+
+
+def test_weights_load_and_go_back_as_they_came(golden, variables):
+    theirs = {n: x for n, x in shikra_names.weights_of(golden).items() if not n.startswith("tower.")}
+    loaded = weights.load(MODEL, theirs, {"vision": variables["params"]["vision"]})
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    again = weights.save(MODEL, loaded)
+    assert again.keys() == theirs.keys()
+    for name, x in again.items():
+        np.testing.assert_array_equal(x, theirs[name])
+    with pytest.raises(ValueError, match="two layers, projector=llava.mlp, got linear"):
+        weights.rules(nextchat.NextChat(dataclasses.replace(CONFIG, projector=llava.linear)))
 
 
 def test_places_stand_in_the_text_as_pairs():
