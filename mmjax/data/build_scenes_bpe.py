@@ -3,7 +3,7 @@
 The result is committed as `assets/scenes_bpe.json`; a test builds it again and compares. Words of the templates and of
 the names of scenes become tokens of their own where they stand in the texts below, and so do the numbers from 0.00 to
 1.00 and from 0 to 100: as the texts are few, pairs are merged until each word is one token. Other words are spelled in
-pieces, down to bytes: so are "above", "below" and "behind" behind a blank.
+pieces, down to bytes.
 """
 
 import tokenizers
@@ -24,7 +24,13 @@ def texts() -> list[str]:
     numbers = [f"[{i / 100:.2f},{i / 100:.2f}] [{i}, {i}] {i}" for i in range(101)]
     names = [scene_questions.names(scene_questions.MOST)]
     # With and without a blank before. A word has to come twice for its pairs to be merged.
-    return 2 * [*TEMPLATES, *words, *numbers, *(f"{name}, {name}" for name in sum(names, ()))]
+    return 2 * [
+        *TEMPLATES,
+        *words,
+        *(f"a {word}" for word in (*words, "behind")),
+        *numbers,
+        *(f"{name}, {name}" for name in sum(names, ())),
+    ]
 
 
 def build() -> tokenizers.Tokenizer:

@@ -180,7 +180,12 @@ class SceneQuestions:
         for b, seed in enumerate(seeds):
             kept = np.flatnonzero(scene.present[b])
             things = tuple(
-                Thing(_name(pool.concepts[which[b, i]]), tuple(scene.boxes[b, i].tolist()), float(scene.visible[b, i]))
+                Thing(
+                    _name(pool.concepts[which[b, i]]),
+                    tuple(scene.boxes[b, i].tolist()),
+                    float(scene.visible[b, i]),
+                    _spot(scene.masks[b, i], scene.boxes[b, i]),
+                )  # fmt: skip
                 for i in kept
             )
             asked = self._ask(things, split, np.random.default_rng(seed), kinds)
@@ -310,6 +315,14 @@ def _pool(split: str, vocabulary: int, composer: scenes.Composer) -> _Pool:
     return _Pool(cutouts, may_flip, drawn, *np.unique(drawn, return_index=True, return_counts=True))
 
 
+def _spot(mask: np.ndarray, box: np.ndarray) -> tuple[float, float]:
+    """The middle of the mask's pixel that lies nearest to the box's."""
+    y, x = np.nonzero(mask)
+    x, y = (x + 0.5) / mask.shape[1], (y + 0.5) / mask.shape[0]
+    best = np.argmin((x - (box[0] + box[2]) / 2) ** 2 + (y - (box[1] + box[3]) / 2) ** 2)
+    return float(x[best]), float(y[best])
+
+
 @functools.cache
 def _name(concept: int) -> str:
     return emoji.pack().names[concept].lower().replace("’", "'")
@@ -330,7 +343,7 @@ def places_of(turn: Turn, things: Sequence[Thing]) -> list[scene_turns.Box]:
     marks = scene_turns.MARKS.findall(turn.question + turn.answer)
     things = [things[i] for i, _ in marks_of(turn)]
     return [
-        thing.box if mark == "<boxes>" else (*thing.centre, *thing.centre)
+        thing.box if mark == "<boxes>" else (*thing.point, *thing.point)
         for mark, thing in zip(marks, things, strict=True)
     ]
 

@@ -41,7 +41,7 @@ class Form(Protocol):
 def _groups(turn: scene_turns.Turn, things: Sequence[scene_turns.Thing]) -> tuple[list, list]:
     """Boxes and points of the marks, question first."""
     boxes = [[things[i].box for i in group] for group in turn.boxes]
-    return boxes, [[things[i].centre for i in group] for group in turn.points]
+    return boxes, [[things[i].point for i in group] for group in turn.points]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,11 @@ class Thing(NamedTuple):
     name: str
     box: Box  # x0, y0, x1, y1 in [0, 1], of what is visible
     visible: float = 1.0  # share that nothing hides
+    spot: tuple[float, float] | None = None  # x, y of what is visible, nearest to the centre; None: the centre
+
+    @property
+    def point(self) -> tuple[float, float]:
+        return self.centre if self.spot is None else self.spot
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -110,11 +115,11 @@ def what(things, names, rng):
 
 
 def point(things, names, rng):
-    """Of a thing whose centre lies in no other's box: there, the other might be what is seen."""
+    """Of a thing whose point lies in no other's box: there, the other might be what is seen."""
     alone = [
         i
         for i, thing in enumerate(things)
-        if thing.visible >= SHOWN and not any(_holds(other.box, thing.centre) for other in things if other is not thing)
+        if thing.visible >= SHOWN and not any(_holds(other.box, thing.point) for other in things if other is not thing)
     ]
     i = _pick(alone, rng)
     return None if i is None else (Turn("point", _one(POINT, rng), things[i].name, points=((i,),)),)
@@ -192,7 +197,7 @@ def bigger(things, names, rng):
     large, little = found[rng.integers(len(found))]
     order = (large, little) if rng.random() < 0.5 else (little, large)
     question = _one(BIGGER, rng).format(*(things[i].name for i in order))
-    return (Turn("bigger", question, things[large].name, concepts=(things[large].name,)),)
+    return (Turn("bigger", question, things[large].name),)
 
 
 def behind(things, names, rng):

@@ -17,6 +17,7 @@ class Seen(NamedTuple):
     name: str
     box: Sequence[float]
     visible: float
+    spot: tuple[float, float]  # x, y
 
 
 def written(conversation, said: str = "") -> list[tuple[str, str]]:
@@ -75,7 +76,7 @@ def answers(question: str, things: Sequence[Seen]) -> list[str]:
     if match := re.fullmatch(r"(?:what is at|name the thing in) #(\d+)[.?]|#(\d+) holds what\?", question):
         return [things[int(match[1] or match[2])].name]
     if match := re.fullmatch(r"(?:what is at|name the thing at) @(\d+)[.?]", question):
-        at = [middle(things[int(match[1])], axis) for axis in (0, 1)]
+        at = things[int(match[1])].spot
         return [t.name for t in things if all(t.box[k] <= at[k] <= t.box[k + 2] for k in (0, 1))]
     if match := re.fullmatch(rf"(?:where is|find) the (.+) ({sides}) the (.+)[.?]", question):
         return [f"#{i}" for a in called(match[3]) for i in beyond(match[2], a) if i in called(match[1])]

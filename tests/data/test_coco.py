@@ -106,7 +106,7 @@ def test_questions_have_one_answer(pictures):
     counts = {}
     for annotations in ("annotations.json", "refs.jsonl"):
         for example in all_examples(data(pictures, annotations)).values():
-            things = [scene_truth.Seen(*thing) for thing in example.things]
+            things = [scene_truth.Seen(*thing[:3], thing.point) for thing in example.things]
             for conversation in example.conversations:
                 ((question, answer),) = scene_truth.written(conversation)
                 assert scene_truth.answers(question, things) == [answer]

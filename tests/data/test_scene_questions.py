@@ -150,7 +150,7 @@ def test_the_kth_place_belongs_to_the_kth_token(examples):
         boxes = []
         for conversation in example.conversations[: wanted["segments"][b].max()]:
             for turn in conversation:
-                boxes += [(*example.things[i].centre,) * 2 for (i,) in turn.points]  # in questions only
+                boxes += [(*example.things[i].point,) * 2 for (i,) in turn.points]  # in questions only
                 boxes += [example.things[i].box for (i,) in turn.boxes]
         assert len(boxes) == wanted["place_count"][b]
         np.testing.assert_allclose(wanted["places"][b, : len(boxes)], boxes)
