@@ -111,6 +111,7 @@ class Pairs:
 class NextChatOutput:
     last_hidden_state: jax.Array  # [B T W]
     logits: jax.Array  # [B T V] float32
+    image_features: Any  # [B*M N D] before the projector; None without pictures
     states: jax.Array  # [B K W] of each row's k-th <at>
     boxes: jax.Array  # [B K 4] float32, decoded
     found: jax.Array  # [B K] bool, whether the row has a k-th <at>
@@ -190,29 +191,36 @@ class NextChat(llava.Llava):
         images: jax.Array | None = None,
         attention_mask: jax.Array | None = None,
         positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
         *,
         boxes: jax.Array | None = None,
     ) -> NextChatOutput:
         """As llava.Llava's; boxes [B K 4], the k-th is put at the row's k-th <boxes>, and so many <at> are decoded;
         None: the embedding of <boxes> itself, and one <at> a row."""
-        splice = self.spliced(input_ids, images, boxes)
-        out = self.language(input_ids, attention_mask, positions, splice=splice)
+        features = None if images is None else self.see(images)
+        splice = self.spliced(input_ids, features, boxes)
+        if segments is None:
+            out = self.language(input_ids, attention_mask, positions, splice=splice)
+        else:
+            counted, mask = llava.packed(segments, attention_mask)
+            positions = counted if positions is None else positions
+            out = self.language.decode(input_ids, positions, mask, splice=splice)[0]
         at = input_ids == self.config.at_token
         states, found = take(out.last_hidden_state, at, 1 if boxes is None else boxes.shape[1])
         decoded = self.decode_boxes(states)
         inputs = jnp.zeros((1, 1, 4)) if boxes is None and self.is_initializing() else boxes
         again = None if inputs is None else self.decode_boxes(self.loc_encoder(inputs))
         return NextChatOutput(
-            out.last_hidden_state, out.logits, states, decoded, found, self.loc_encoder(decoded), again
+            out.last_hidden_state, out.logits, features, states, decoded, found, self.loc_encoder(decoded), again
         )  # fmt: skip
 
     def decode_boxes(self, states: jax.Array) -> jax.Array:
         """[... W] of <at> -> [... 4]."""
         return self.loc_decoder(states).astype(jnp.float32)
 
-    def spliced(self, input_ids: jax.Array, images: jax.Array | None, boxes: jax.Array | None) -> llama.Splice | None:
-        """What puts pictures and boxes in their places, for the language model."""
-        pictures = None if images is None else self.splice(input_ids, self.see(images))
+    def spliced(self, input_ids: jax.Array, features: Any, boxes: jax.Array | None) -> llama.Splice | None:
+        """What puts pictures and boxes in their places, for the language model; features of `see`, or None."""
+        pictures = None if features is None else self.splice(input_ids, features)
         if boxes is None:
             return pictures
         if boxes.ndim != 3 or boxes.shape[0] != input_ids.shape[0] or boxes.shape[2] != 4:
@@ -224,7 +232,7 @@ class NextChat(llava.Llava):
         self, input_ids: jax.Array, cache: KVCache, attention_mask: jax.Array | None = None,
         *, images: jax.Array | None = None, boxes: jax.Array | None = None,
     ) -> tuple[LMOutput, KVCache]:  # fmt: skip
-        splice = self.spliced(input_ids, images, boxes)
+        splice = self.spliced(input_ids, None if images is None else self.see(images), boxes)
         return self.language.extend(input_ids, cache, attention_mask, splice=splice)
 
     def follow(
@@ -245,12 +253,23 @@ def said_places(model: NextChat, batch: dict) -> jax.Array:
 
 def loss(model: NextChat, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, Aux]:
     """Stages 1 and 2. batch: as llava.loss, and boxes [B K 4], each row's in the order of its text, zeros behind."""
+    return loss_of(model, variables, forward(model, variables, batch), batch)
+
+
+def forward(model: NextChat, variables: dict, batch: dict) -> NextChatOutput:
+    """The model on a batch of `loss`."""
+    inputs = (batch.get(name) for name in ("images", "attention_mask", "positions", "segments"))
+    return model.apply(variables, batch["input_ids"], *inputs, boxes=batch["boxes"])
+
+
+def loss_of(
+    model: NextChat, variables: dict, out: NextChatOutput, batch: dict, most: int | None = None
+) -> tuple[jax.Array, Aux]:
+    """The loss of what `forward` gave; most: as in llava.answer_loss."""
     c, ids, wanted = model.config, batch["input_ids"], batch["boxes"]
-    inputs = batch.get("images"), batch.get("attention_mask"), batch.get("positions")
-    out = model.apply(variables, ids, *inputs, boxes=wanted)
     labels = llava.labels_of(batch)
     labels = jnp.where(labels == c.box_token, IGNORED, labels)  # nobody needs to guess that <boxes> follows <at>
-    text, _ = llava.answer_loss(model, variables, out.last_hidden_state, labels)
+    text, _ = llava.answer_loss(model, variables, out.last_hidden_state, labels, most)
 
     learned = said_places(model, batch)
     given = jnp.arange(wanted.shape[1]) < (ids == c.box_token).sum(1, keepdims=True)
@@ -384,8 +403,7 @@ def mask_loss(
     """Stage 3: masks alone. batch: as `loss`, sam_images [B H H 3] as in `segment`, and masks [B K h w] of the squares,
     one for each place."""
     wanted, learned = batch["masks"], said_places(model, batch)
-    inputs = batch.get("images"), batch.get("attention_mask"), batch.get("positions")
-    out = model.apply(variables, batch["input_ids"], *inputs, boxes=batch["boxes"])
+    out = forward(model, variables, batch)
     found = model.apply(variables, batch["sam_images"], out.states, out.boxes, method="segment")
     logits = segmentation.resize(found.pred_masks[:, :, 0], *wanted.shape[-2:])
     parts = mask_losses(logits, found.iou_scores[:, :, 0], wanted, learned)

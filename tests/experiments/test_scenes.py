@@ -11,12 +11,13 @@ from mmjax.data import scene_text
 from mmjax.nn.outputs import Request
 from mmjax.train import loop, overrides, run_folder
 
-STEMS = ("llava_scenes", "shikra_scenes", "ferret_scenes")
+STEMS = ("llava_scenes", "shikra_scenes", "ferret_scenes", "nextchat_scenes")
 START = ("vit_scenes", "llama_scenes")
 SIZES = {
     "llava_scenes": ("small", "small_linear", "small_qformer", "small_clip", "small_dino", "small_additive",
                      "small_interleaved", "small_tuned", "paper"),
     "shikra_scenes": ("small", "small_200", "paper"), "ferret_scenes": ("small", "small_plain", "small_200", "paper"),
+    "nextchat_scenes": ("small", "small_200", "paper"),
     "vit_scenes": ("small", "small_200", "paper"), "llama_scenes": ("small", "small_200", "paper"),
 }  # fmt: skip
 

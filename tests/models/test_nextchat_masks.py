@@ -112,7 +112,7 @@ def test_masks_count_where_the_assistant_says_their_places():
             if method == "segment":
                 logits = jnp.asarray(np.random.default_rng(2).normal(size=(2, 2, 1, 16, 16)), jnp.float32)
                 return sam.SamOutput(logits, jnp.full((2, 2, 1), 0.4))
-            return nextchat.NextChatOutput(*[None] * 7)
+            return nextchat.NextChatOutput(*[None] * 8)
 
     loss = lambda masks: nextchat.mask_loss(Stub(), {}, {**batch, "masks": masks}, None, 0)  # noqa: E731
     value, aux = loss(batch["masks"])

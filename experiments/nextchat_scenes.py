@@ -1,0 +1,88 @@
+"""NExT-Chat on scenes: a place is a vector, decoded into a box and into a mask.
+
+tiny         seconds: does everything once, learns nothing
+small        about 25 minutes on one of 2 CPU cores (README): its first two stages in one, places as boxes
+small_200    with 200 concepts
+paper        NExT-Chat-7B, its second stage: for `mmjax plan` and pods
+
+As shikra_scenes, but for the places: no digits are read or written, and the overlap is in the loss. The third stage,
+masks through SAM, is nextchat_masks_scenes. Layouts are composed, pixels are the artists' own; the numbers are of an
+artist that was never trained on.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mmjax.data import scene_text
+from mmjax.data.scene_questions import COMPOSER, SceneQuestions
+from mmjax.evals.scene_answers import AskScenes, SceneAnswers, located
+from mmjax.models import llava, nextchat
+from mmjax.nn.cells import Beside
+from mmjax.nn.outputs import Aux
+from mmjax.nn.stack import Compute
+from mmjax.train import optim
+from mmjax.train.experiment import Experiment, Source
+from mmjax.train.task import Task, init_model
+
+CELLS = 1.0  # weight of the auxiliary task
+ANSWERS = 56  # tokens that the assistant says in a row, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    cells: Beside
+
+    def __call__(self, model, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, Aux]:
+        batch = {**batch, "boxes": batch["places"]}
+        out = nextchat.forward(model, variables, batch)
+        places, aux = nextchat.loss_of(model, variables, out, batch, ANSWERS)
+        shown, metrics = self.cells(variables, out.image_features, batch)
+        return places + CELLS * shown, Aux({**aux.metrics, "cell_names": metrics["names"]})
+
+
+def config(size: str) -> nextchat.NextChatConfig:
+    vocab_size, image = scene_text.tokenizer().get_vocab_size(), scene_text.id_of(scene_text.IMAGE)
+    made = llava.of_size("tiny" if size == "tiny" else "small", vocab_size, image)
+    tokens = {"at_token": scene_text.id_of(scene_text.AT), "box_token": scene_text.id_of(scene_text.coordinates.BOXES)}
+    return nextchat.NextChatConfig(**vars(made), **tokens, giou_weight=0.8)
+
+
+def small(size: str) -> Experiment:
+    steps, batch, concepts = {"tiny": (8, 8, 16), "small": (6_000, 32, 64), "small_200": (9_000, 32, 200)}[size]
+    made = config(size)
+    cells = Beside(concepts, made.vision.width)
+    sees = Source(f"vit_scenes-{size}", "params", "params")
+    speaks = Source(f"llama_scenes-{size}", "params", "params/language")
+    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}
+    few = {"count": 8, "kinds": ("what", "where")} if size == "tiny" else {}
+    choice = SceneAnswers("validation", replies=located, **(few or {"count": 200}))
+    final = tuple(SceneAnswers(split, replies=located, **few) for split in ("twemoji", "combinations"))
+    return Experiment(
+        Task(nextchat.NextChat(made), Loss(cells), init=cells.started(init_model)),
+        SceneQuestions(scene_text.Embedded(), concepts, answers=ANSWERS),
+        optim.AdamW(2e-3, warmup=200, weight_decay=0.05, clip=1.0), steps, batch, evals=(choice,), final_evals=final,
+        sample=AskScenes("twemoji", located), init_from=(sees, speaks), **every,
+    )  # fmt: skip
+
+
+def paper() -> Experiment:
+    made, composer = nextchat.nextchat_7b(), dataclasses.replace(COMPOSER, size=336, objects=(1, 6))
+    compute = Compute(jnp.bfloat16, remat="full")
+    made = dataclasses.replace(made, compute=compute, language=dataclasses.replace(made.language, compute=compute))
+    data = SceneQuestions(
+        scene_text.Embedded(), 600, composer, image_tokens=576, length=512, answers=256, cells=24
+    )  # fmt: skip
+    adamw = optim.AdamW(2e-5, warmup=1_950, clip=1.0)
+    return Experiment(
+        Task(nextchat.NextChat(made), loss, trainable=nextchat.BOX_STAGES), data, adamw, 65_000, 64
+    )  # fmt: skip
+
+
+def loss(model, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, Aux]:
+    return nextchat.loss(model, variables, {**batch, "boxes": batch["places"]}, rng, step)
+
+
+def experiment(size: str) -> Experiment:
+    return paper() if size == "paper" else small(size)
