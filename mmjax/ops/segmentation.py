@@ -52,10 +52,9 @@ def box_around(masks: jax.Array) -> jax.Array:
 
 
 def random_pixel(rng: jax.Array, masks: jax.Array) -> jax.Array:
-    """[... h w] bool -> [... 2] int (x, y), of each mask a pixel at random; any pixel where it is empty."""
+    """[... h w] bool -> [... 2] int (x, y), of each mask a pixel at random; of an empty one the first."""
     width = masks.shape[-1]
     flat = rearrange(masks, "... h w -> ... (h w)")
-    # Where nothing is True all are alike, since -1e30 swallows the noise's digits but not its order.
     at = jax.random.categorical(rng, jnp.where(flat, 0.0, -1e30))
     return jnp.stack([at % width, at // width], -1)
 
