@@ -81,10 +81,23 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def cell(metrics: dict[str, float], key: str) -> str:
+    """The number; beside it chance, or what the commonest answer scores, and for a share of n questions its interval."""
     if key not in metrics:
         return "–"
-    chance = f" (chance {number(metrics[key + CHANCE])})" if key + CHANCE in metrics else ""
-    return f"**{number(metrics[key])}**{chance}"
+    beside = [("chance", key + CHANCE), ("majority", f"{key}/majority")]
+    said = [f"{word} {number(metrics[name])}" for word, name in beside if name in metrics]
+    if f"{key}/n" in metrics:
+        low, high = wilson(metrics[key], metrics[f"{key}/n"])
+        said.append(f"{low:.2f} to {high:.2f}, n {number(metrics[f'{key}/n'])}")
+    return f"**{number(metrics[key])}**" + (f" ({'; '.join(said)})" if said else "")
+
+
+def wilson(share: float, count: float) -> tuple[float, float]:
+    """Wilson 1927, doi 10.1080/01621459.1927.10502953: the 95 % interval of a share that was seen in `count` trials."""
+    z = 1.959964
+    middle, scale = share + z**2 / (2 * count), 1 + z**2 / count
+    half = z * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
+    return (middle - half) / scale, (middle + half) / scale
 
 
 def plan_table(plans: Sequence[dict]) -> str:

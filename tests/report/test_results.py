@@ -109,3 +109,12 @@ def test_the_readme_holds_the_recorded_numbers():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert results.MARK.search(text), "README.md shows no results"
     assert results.render(text, results.read(ROOT / results.RESULTS), results.read(ROOT / results.PLANS)) == text
+
+
+def test_a_share_of_questions_stands_beside_the_majority_and_its_interval():
+    metrics = {"twemoji/what": 0.5, "twemoji/what/majority": 0.02, "twemoji/what/n": 100.0}
+    assert results.cell(metrics, "twemoji/what") == "**0.5** (majority 0.02; 0.40 to 0.60, n 100)"
+    # By hand: 10 of 10, lower end 10 / (10 + 1.96 ** 2).
+    low, high = results.wilson(1.0, 10)
+    assert low == pytest.approx(10 / (10 + 1.959964**2))
+    assert high == pytest.approx(1.0)
