@@ -81,7 +81,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def cell(metrics: dict[str, float], key: str) -> str:
-    """The number; beside it chance, or what the commonest answer scores, and for a share of n questions its interval."""
+    """The number; beside it chance or what the commonest answer scores, and the interval of a share of n questions."""
     if key not in metrics:
         return "–"
     beside = [("chance", key + CHANCE), ("majority", f"{key}/majority")]

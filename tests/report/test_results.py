@@ -113,7 +113,7 @@ def test_the_readme_holds_the_recorded_numbers():
 
 def test_a_share_of_questions_stands_beside_the_majority_and_its_interval():
     metrics = {"twemoji/what": 0.5, "twemoji/what/majority": 0.02, "twemoji/what/n": 100.0}
-    assert results.cell(metrics, "twemoji/what") == "**0.5** (majority 0.02; 0.40 to 0.60, n 100)"
+    assert results.cell(metrics, "twemoji/what") == "**0.500** (majority 0.0200; 0.40 to 0.60, n 100)"
     # By hand: 10 of 10, lower end 10 / (10 + 1.96 ** 2).
     low, high = results.wilson(1.0, 10)
     assert low == pytest.approx(10 / (10 + 1.959964**2))
