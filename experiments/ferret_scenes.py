@@ -1,8 +1,8 @@
 """Ferret on scenes: what a question points at is sampled from the picture, at every pixel that belongs to it.
 
 tiny        seconds: does everything once, learns nothing
-small       about 25 minutes on one of 2 CPU cores (README); small_plain with the mean over the region in place of the
-            spatial-aware sampler
+small       about 50 minutes on one of 2 CPU cores, not recorded yet
+small_plain as small, with the mean over the region in place of the spatial-aware sampler
 small_200   with 200 concepts
 paper       Ferret-7B: for `mmjax plan` and pods
 

@@ -1,7 +1,7 @@
 """A language model that never sees: the questions and answers of scenes as text alone.
 
 tiny    seconds: does everything once, learns nothing
-small   about 4 minutes on one of 2 CPU cores (README); small_200 with 200 names
+small   about 4 minutes on one of 2 CPU cores, not recorded yet; small_200 with 200 names
 paper   LLaMA-7B: for `mmjax plan` and pods
 
 It is two things: the language model that llava_scenes and its heirs start from, and their blind twin, which says what

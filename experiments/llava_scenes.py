@@ -3,8 +3,8 @@
 tiny                seconds: does everything once, learns nothing
 paper               LLaVA-1.5-7B, stage 2: for `mmjax plan` and pods
 
-Each about 8 minutes on one of 2 CPU cores (README), after vit_scenes and llama_scenes. The adapter differs, at 64
-tokens a picture, and the tower of vit_scenes is trained on:
+Each about 10 minutes on one of 2 CPU cores, not recorded yet, after vit_scenes and llama_scenes. The adapter differs,
+at 64 tokens a picture, and the tower of vit_scenes is trained on:
 small               a projector of two layers
 small_linear        of one layer
 small_qformer       64 queries that read the patches through a Q-Former of two blocks
