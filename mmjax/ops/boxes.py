@@ -144,6 +144,8 @@ def nms(boxes: jax.Array, scores: jax.Array, threshold: float, mask: jax.Array |
     From the highest score down, a box is kept unless its iou with one that was kept is above `threshold`. Of equal
     scores the first wins. mask [N] bool: False for rows that hold no box.
     """
+    if not scores.size:
+        return jnp.zeros(0, bool)
     order = jnp.argsort(-scores, stable=True)
     ranked = boxes[order]
     counts = jnp.ones(scores.shape, bool) if mask is None else mask[order]

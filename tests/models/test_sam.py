@@ -13,6 +13,7 @@ import sam_names
 from clip_names import close, close_trees, group
 
 from mmjax import weights
+from mmjax.evals import automatic_masks
 from mmjax.models import sam, vitdet
 from mmjax.nn.stack import Compute
 from mmjax.ops import images as image_ops
@@ -214,7 +215,7 @@ def test_places_stay_float32_in_bfloat16(variables, asked):
 
 
 def test_misshapen_input_is_refused_with_both_numbers():
-    apply = functools.partial(MODEL.init, jax.random.key(0))
+    apply = functools.partial(jax.eval_shape, MODEL.init, jax.random.key(0))
     images = np.zeros((1, 30, 30, 3), np.float32)
     with pytest.raises(ValueError, match=r"images must be \[B 30 30 3\], got \[1, 30, 24, 3\]"):
         apply(images[:, :, :24])
@@ -228,3 +229,17 @@ def test_misshapen_input_is_refused_with_both_numbers():
         dataclasses.replace(VISION, image_size=31)
     with pytest.raises(ValueError, match=r"global_layers must be in \[0, 3\)"):
         dataclasses.replace(VISION, global_layers=(3,))
+
+
+def test_everything_in_a_picture_is_what_the_original_finds(golden, variables):
+    iou, stability = golden["automatic/thresholds"]
+    finder = automatic_masks.AutomaticMasks(4, 5, iou, stability, offset=0.2, overlap=1.0)
+    found, expected = finder(MODEL, variables, golden["picture"]), group(golden, "automatic")
+    np.testing.assert_array_equal(found.masks, expected["segmentation"])
+    close("scores", found.scores, expected["predicted_iou"], relative=1e-5)
+    close("stability", found.stability, expected["stability_score"], relative=1e-5)
+    close("points", found.points, expected["point_coords"][:, 0], relative=1e-6)
+    x0, y0, width, height = expected["bbox"].T
+    np.testing.assert_array_equal(found.boxes, np.stack([x0, y0, x0 + width, y0 + height], -1))
+    fewer = dataclasses.replace(finder, overlap=0.9)(MODEL, variables, golden["picture"])
+    np.testing.assert_array_equal(fewer.masks, expected["fewer"])
