@@ -83,7 +83,14 @@ def paper() -> Experiment:
         region_points=made.sampler.points,
     )  # fmt: skip
     adamw = optim.AdamW(2e-5, warmup=780, clip=1.0)  # 3 epochs of 1.1 million
-    return Experiment(Task(ferret.Ferret(made), ferret.loss, trainable=ferret.TRAINED), data, adamw, 26_000, 128)
+    return Experiment(
+        Task(ferret.Ferret(made), ferret.loss, trainable=ferret.TRAINED),
+        data,
+        adamw,
+        26_000,
+        128,
+        sample=AskScenes("twemoji"),
+    )
 
 
 def experiment(size: str) -> Experiment:

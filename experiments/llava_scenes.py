@@ -168,7 +168,14 @@ def paper() -> Experiment:
     made = dataclasses.replace(made, compute=compute, language=dataclasses.replace(made.language, compute=compute))
     data = SceneQuestions(vocabulary=600, composer=composer, image_tokens=576, length=512, answers=256, cells=24)
     adamw = optim.AdamW(2e-5, warmup=156, clip=1.0)  # one epoch of 665k conversations, 3 % of it warm-up
-    return Experiment(Task(llava.Llava(made), llava.loss, trainable=llava.INSTRUCT), data, adamw, 5_197, 128)
+    return Experiment(
+        Task(llava.Llava(made), llava.loss, trainable=llava.INSTRUCT),
+        data,
+        adamw,
+        5_197,
+        128,
+        sample=AskScenes("twemoji"),
+    )
 
 
 def experiment(size: str) -> Experiment:

@@ -77,9 +77,8 @@ def paper() -> Experiment:
         scene_text.Embedded(), 600, composer, image_tokens=576, length=512, answers=256, cells=24
     )  # fmt: skip
     adamw = optim.AdamW(2e-5, warmup=1_950, clip=1.0)
-    return Experiment(
-        Task(nextchat.NextChat(made), loss, trainable=nextchat.BOX_STAGES), data, adamw, 65_000, 64
-    )  # fmt: skip
+    task = Task(nextchat.NextChat(made), loss, trainable=nextchat.BOX_STAGES)
+    return Experiment(task, data, adamw, 65_000, 64, sample=AskScenes("twemoji", located))
 
 
 def loss(model, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, Aux]:

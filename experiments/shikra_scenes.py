@@ -76,7 +76,14 @@ def paper() -> Experiment:
     )  # fmt: skip
     data = SceneQuestions(vocabulary=600, composer=composer, image_tokens=256, length=512, answers=256, cells=16)
     adamw = optim.AdamW(2e-5, warmup=3_000, clip=1.0)
-    return Experiment(Task(llava.Llava(made), llava.loss, trainable=llava.INSTRUCT), data, adamw, 100_000, 64)
+    return Experiment(
+        Task(llava.Llava(made), llava.loss, trainable=llava.INSTRUCT),
+        data,
+        adamw,
+        100_000,
+        64,
+        sample=AskScenes("twemoji"),
+    )
 
 
 def experiment(size: str) -> Experiment:

@@ -48,6 +48,7 @@ def losses(run):
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures_trains(here, capsys):
     assert cli.main([*FOLDER, *QUICK, "--set", "data.path=pictures"]) == 0
     assert len(losses(here / "run")) == 2

@@ -133,6 +133,7 @@ def test_a_folder_of_the_hub_answers_too(base_file, tmp_path, capsys):
     assert "holds neither tokenizer.json" in mistake(capsys, tmp_path, "Hello")
 
 
+@pytest.mark.slow
 def test_a_mamba_answers_too(base_file, tmp_path, capsys):
     """Its state has no context to run out of; prompts are padded, which it must not notice."""
     model = mamba.Mamba(mamba.MambaConfig(262, width=16, depth=2, state=4, rank=3))

@@ -43,6 +43,7 @@ def test_a_row_says_what_belongs_together():
     assert packed.fill == 5 / 6
 
 
+@pytest.mark.slow
 def test_packed_documents_have_the_loss_and_gradients_of_the_documents_alone():
     model = llama.Llama(llama.LlamaConfig.tiny())
     params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]

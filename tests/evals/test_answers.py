@@ -85,6 +85,7 @@ def model():
     return llama.Llama(dataclasses.replace(llama.LlamaConfig.tiny(), vocab_size=2048, length=256, tied=True))
 
 
+@pytest.mark.slow
 def test_divergence_is_the_log_ratio_of_whole_answers(model):
     prompts = EmojiPrompts().tokenize(["Which group does fox belong to?", "Name a word for fox."])
     prompts = jax.tree.map(jnp.asarray, prompts)

@@ -41,7 +41,7 @@ class Blocks:
                 mask[top : top + height, left : left + width] = True
         masks = masks.repeat(PATCH, 2).repeat(PATCH, 3)
         images = np.repeat(255 * masks.any(1)[..., None], 3, -1).astype(np.uint8)
-        return Scene(images, masks, *enclosing(masks))
+        return Scene(images, masks, *enclosing(masks), np.ones(masks.shape[:2], np.float32))
 
 
 def test_the_kept_patches_are_the_fewest_that_hold_the_mass():
@@ -116,7 +116,9 @@ def test_scenes_without_a_square_grid_or_without_objects_are_refused():
     class Bare:
         def scenes(self, split: str, count: int) -> Scene:
             images, nothing = np.zeros((count, SIZE, SIZE, 3), np.uint8), np.zeros((count, 1, SIZE, SIZE), bool)
-            return Scene(images, nothing, np.zeros((count, 1, 4), np.float32), np.zeros((count, 1), bool))
+            return Scene(
+                images, nothing, np.zeros((count, 1, 4), np.float32), np.zeros((count, 1), bool), np.zeros((count, 1))
+            )
 
     with pytest.raises(ValueError, match="all 32 training rows are of class 0"):
         segmentation.PatchProbe("a", count=2)(Brightness(), {}, Bare(), jax.random.key(0))

@@ -41,7 +41,7 @@ def case(request):
 @pytest.fixture(scope="module")
 def tiny():
     model = llava.Llava(llava.LlavaConfig.tiny())
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 16, 16, 3)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 16, 16, 3)))
     draw = lambda x, key: 0.3 * jax.random.normal(key, x.shape)  # noqa: E731
     leaves, tree = jax.tree.flatten(variables)
     return model, jax.tree.unflatten(tree, map(draw, leaves, jax.random.split(jax.random.key(1), len(leaves))))
@@ -151,7 +151,7 @@ def test_a_batch_of_mixed_counts_equals_one_by_one(tiny):
     together = apply(model, variables, ids, llava.by_row(model.config, ids, images), mask).logits
     alone = [images[None, :1], images[None, 1:], None]
     for row, (text, image) in enumerate(zip(texts, alone, strict=True)):
-        one = model.apply(variables, np.array([text]), image).logits[0]
+        one = apply(model, variables, np.array([text]), image).logits[0]
         np.testing.assert_allclose(together[row, : len(text)], one, atol=1e-5)
 
 
@@ -165,7 +165,7 @@ def test_conversations_behind_one_picture_do_not_see_each_other(tiny):
     together = apply(model, variables, ids, image, None, None, segments).logits[0]
     start = len(front)
     for part in parts:
-        alone = model.apply(variables, np.array([front + part]), image).logits[0, len(front) :]
+        alone = apply(model, variables, np.array([front + part]), image).logits[0, len(front) :]
         np.testing.assert_allclose(together[start : start + len(part)], alone, atol=1e-5)
         start += len(part)
     positions, allowed = llava.packed(segments, np.ones_like(segments, bool))
@@ -197,12 +197,13 @@ def test_linear_projector_and_cached_answers(tiny):
     config = dataclasses.replace(llava.LlavaConfig.tiny(), projector=llava.linear)
     model = llava.Llava(config)
     ids, image = np.array([[1, *[config.image_token] * 4, 5, 6, 7]]), pictures(1)
-    variables = model.init(jax.random.key(0), ids, image)
+    variables = jax.jit(model.init)(jax.random.key(0), ids, image)
     assert set(variables["params"]["projector"]) == {"kernel", "bias"}
-    whole = model.apply(variables, ids, image).logits
+    whole = apply(model, variables, ids, image).logits
+    extend = jax.jit(functools.partial(model.apply, method="extend"))
     cache, found = model.init_cache(1, 8), []
     for part, images in ((ids[:, :6], image), (ids[:, 6:7], None), (ids[:, 7:], None)):
-        out, cache = model.apply(variables, part, cache, method="extend", images=images)
+        out, cache = extend(variables, part, cache, images=images)
         found.append(out.logits)
     np.testing.assert_allclose(np.concatenate(found, 1), whole, atol=1e-5)
 
@@ -257,7 +258,7 @@ def test_the_language_model_reads_words_as_it_did_alone(tiny):
     model, variables = tiny
     alone = llama.Llama(model.config.language)
     ids = np.array([[1, 5, 6, 7]])
-    words = alone.apply({"params": variables["params"]["language"]}, ids).logits
+    words = apply(alone, {"params": variables["params"]["language"]}, ids).logits
     np.testing.assert_allclose(apply(model, variables, ids).logits, words, atol=1e-5)
 
 

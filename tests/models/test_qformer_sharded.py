@@ -42,6 +42,7 @@ def alone():
     return sharded_steps.gradients_of(experiment("tiny"), qformer.loss, MeshShape(data=1).build(jax.devices()[:1]))
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_are_the_same_on_a_mesh(alone):
     wanted, batch, _ = alone
     mesh = MeshShape(data=2, fsdp=2, tensor=2).build()

@@ -112,7 +112,10 @@ def compiled(name: str):
     return jax.jit(run)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+SLOW = ("ppo in 2 minibatches", "grpo")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in LOSSES])
 def test_values_and_gradients_are_those_of_one_device(given, name):
     run, (variables, batch) = compiled(name), wired(name, given)
     steps = range(getattr(LOSSES[name][0], "minibatches", 1))
