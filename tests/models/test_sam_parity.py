@@ -111,7 +111,11 @@ def test_masks_scores_and_gradients_of_transformers(tmp_path, seed, grid, window
         name: np.zeros(x.shape, np.float32) if x.grad is None or "positional" in name else x.grad.numpy()
         for name, x in theirs.named_parameters()
     }  # frequencies are a parameter there, which the authors' are not
-    close_trees(gradients["params"], sam_names.tree(named, runs(model), sam_names.HF), relative=1e-4)
+    found, wanted = gradients["params"], sam_names.tree(named, runs(model), sam_names.HF)
+    # Behind these is a norm of four channels, which may hardly differ: it divides rounding by their deviation.
+    norms = [tree["prompt"].pop("mask_embed") for tree in (found, wanted)]
+    close_trees(found, wanted, relative=1e-4)
+    close_trees(*norms, relative=1e-2)
 
 
 @pytest.mark.parametrize("kinds", ["p", "b", "pb", "m", "pbm", ""])
