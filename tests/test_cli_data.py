@@ -57,6 +57,7 @@ def test_a_folder_of_pictures_trains(here, capsys):
     assert cli.main(["sample", "run", "noise number 3"]) == 0
 
 
+@pytest.mark.slow
 def test_a_tfds_data_set_trains(here):
     builder = importlib.import_module("captioned.captioned").Captioned
     builder(data_dir=here / "tfds", file_format="array_record").download_and_prepare()

@@ -28,6 +28,7 @@ def encoder():
     return model, jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape), variables)
 
 
+@pytest.mark.slow
 def test_vectors_do_not_depend_on_what_is_read_beside_them(encoder, tokenizer):
     vectors = semantic_search.embed(*encoder, tokenizer, TEXTS)
     assert vectors.shape == (4, 8)

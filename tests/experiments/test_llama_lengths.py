@@ -39,6 +39,7 @@ def results(task, variables):
     return jax.device_get(jax.jit(run)(variables, BATCH))
 
 
+@pytest.mark.slow
 def test_it_is_the_sum_of_each_decoders_mean_over_all_tokens(task, variables, results):
     value, _, said, _, weight = results
     assert set(said) == set(KINDS)

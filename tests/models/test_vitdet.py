@@ -67,6 +67,7 @@ def test_what_a_layer_looks_at():
     assert reached(dataclasses.replace(TINY, global_layers=(0,))).all()
 
 
+@pytest.mark.slow
 def test_branches_are_left_out_in_training_only():
     model = vitdet.ViTDet(dataclasses.replace(TINY, drop_path=0.5, depth=2, global_layers=(1,)), 4)
     images = np.random.default_rng(0).normal(size=(3, 24, 24, 3)).astype(np.float32)
