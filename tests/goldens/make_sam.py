@@ -47,7 +47,7 @@ def official() -> sam.Sam:
         img_size=SIDE, patch_size=PATCH, embed_dim=WIDTH, depth=3, num_heads=3, mlp_ratio=1.5, out_chans=DIM,
         norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), use_rel_pos=True, window_size=3, global_attn_indexes=(1,),
     )  # fmt: skip
-    prompts = sam.PromptEncoder(DIM, (GRID, GRID), (SIDE, SIDE), mask_in_chans=16)
+    prompts = sam.PromptEncoder(DIM, (GRID, GRID), (SIDE, SIDE), mask_in_chans=8)
     transformer = sam.TwoWayTransformer(depth=2, embedding_dim=DIM, num_heads=2, mlp_dim=20)
     decoder = sam.MaskDecoder(transformer_dim=DIM, transformer=transformer, iou_head_hidden_dim=12)
     model = sam.Sam(encoder, prompts, decoder).eval()
@@ -142,7 +142,7 @@ def hf_sam() -> None:
             patch_size=PATCH, window_size=2, global_attn_indexes=[0], num_pos_feats=DIM // 2, mlp_dim=20,
         ),
         prompt_encoder_config=transformers.SamPromptEncoderConfig(
-            hidden_size=DIM, image_size=SIDE, patch_size=PATCH, mask_input_channels=16
+            hidden_size=DIM, image_size=SIDE, patch_size=PATCH, mask_input_channels=8
         ),
         mask_decoder_config=transformers.SamMaskDecoderConfig(
             hidden_size=DIM, mlp_dim=28, num_attention_heads=2, iou_head_hidden_dim=12

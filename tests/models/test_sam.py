@@ -22,7 +22,7 @@ from mmjax.weights.engine import flatten
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 VISION = vitdet.ViTDetConfig(30, 6, width=12, depth=3, num_heads=3, hidden=18, window=3, global_layers=(1,))
-CONFIG = sam.SamConfig(VISION, dim=16, num_heads=2, hidden=20, iou_hidden=12)
+CONFIG = sam.SamConfig(VISION, dim=16, mask_channels=8, num_heads=2, hidden=20, iou_hidden=12)
 MODEL = sam.SAM(CONFIG)
 RUNS = [[0], [1], [2]]
 encode = jax.jit(functools.partial(MODEL.apply, method="encode_image"))

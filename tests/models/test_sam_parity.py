@@ -38,7 +38,7 @@ def of_transformers(seed: int, grid: int, window: int, everywhere: list[int]) ->
             patch_size=PATCH, window_size=window, global_attn_indexes=everywhere, num_pos_feats=DIM // 2, mlp_dim=22,
         ),
         prompt_encoder_config=transformers.SamPromptEncoderConfig(
-            hidden_size=DIM, image_size=side, patch_size=PATCH, mask_input_channels=16
+            hidden_size=DIM, image_size=side, patch_size=PATCH, mask_input_channels=8
         ),
         mask_decoder_config=transformers.SamMaskDecoderConfig(
             hidden_size=DIM, mlp_dim=26, num_attention_heads=4, iou_head_hidden_dim=14, layer_norm_eps=10.0**-seed
@@ -59,7 +59,7 @@ def official(seed: int, grid: int, window: int, everywhere: tuple[int, ...]):
         norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), use_rel_pos=True, window_size=window,
         global_attn_indexes=everywhere,
     )  # fmt: skip
-    prompts = modeling.PromptEncoder(DIM, (grid, grid), (side, side), mask_in_chans=16)
+    prompts = modeling.PromptEncoder(DIM, (grid, grid), (side, side), mask_in_chans=8)
     transformer = modeling.TwoWayTransformer(depth=2, embedding_dim=DIM, num_heads=8, mlp_dim=20)
     decoder = modeling.MaskDecoder(transformer_dim=DIM, transformer=transformer, iou_head_hidden_dim=12)
     model = modeling.Sam(encoder, prompts, decoder).eval()
