@@ -142,6 +142,7 @@ def test_cut_off_weights_are_named(here, capsys):
     assert "model.safetensors" in mistake(["convert", "weights", "converted"], capsys)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_loses_nothing(here, capsys, monkeypatch):
     """Full from the second checkpoint on; when there is room again, the run goes on from the first."""
     command = [*FOLDER, *QUICK, "--set", "data.path=pictures"]
