@@ -18,7 +18,8 @@ MODELS = {
 MESH = MeshShape(2, 2, 2)
 
 
-@pytest.mark.parametrize("name", [pytest.param("mamba", marks=pytest.mark.slow), "mamba2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_loss_gradients_and_generation_are_those_of_one_device(name):
     model, rng = MODELS[name], np.random.default_rng(0)
     ids, segments = rng.integers(0, 64, (8, 12)).astype(np.int32), np.sort(rng.integers(0, 3, (8, 12)), axis=1)

@@ -45,6 +45,7 @@ def loss(variables, batch):
 value_and_gradients = jax.value_and_grad(loss)
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_are_those_of_one_device(variables, batch):
     value, gradients = jax.jit(value_and_gradients)(variables, batch)
     mesh = SHAPE.build()
