@@ -45,7 +45,7 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
 def official() -> sam.Sam:
     encoder = sam.ImageEncoderViT(
         img_size=SIDE, patch_size=PATCH, embed_dim=WIDTH, depth=3, num_heads=3, mlp_ratio=1.5, out_chans=DIM,
-        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), use_rel_pos=True, window_size=3, global_attn_indexes=(1,),
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), use_rel_pos=True, window_size=3, global_attn_indexes=(2,),
     )  # fmt: skip
     prompts = sam.PromptEncoder(DIM, (GRID, GRID), (SIDE, SIDE), mask_in_chans=8)
     transformer = sam.TwoWayTransformer(depth=2, embedding_dim=DIM, num_heads=2, mlp_dim=20)
@@ -81,11 +81,10 @@ def of_official() -> dict[str, np.ndarray]:
     golden |= {f"inputs/{name}": x.numpy() for name, x in asked.items()} | {"inputs/images": images.numpy()}
     embeds = model.image_encoder(images)
     golden["embeds"] = embeds.detach().numpy()
-    for kinds in ("p", "b", "pbm", ""):
-        for multimask in (False, True) if kinds in ("p", "pbm") else (True,):
-            masks, scores = decode(model, embeds[:1], kinds, multimask, asked)
-            name = f"decoded/{kinds or 'none'}/{3 if multimask else 1}"
-            golden |= {f"{name}/masks": masks.detach().numpy(), f"{name}/scores": scores.detach().numpy()}
+    for kinds, multimask in (("p", False), ("pbm", True), ("", True)):
+        masks, scores = decode(model, embeds[:1], kinds, multimask, asked)
+        name = f"decoded/{kinds or 'none'}/{3 if multimask else 1}"
+        golden |= {f"{name}/masks": masks.detach().numpy(), f"{name}/scores": scores.detach().numpy()}
 
     masks, scores = decode(model, embeds[1:], "pbm", True, asked)
     factors = [torch.tensor(rng.normal(size=x.shape).astype(np.float32)) for x in (masks, scores)]
@@ -98,7 +97,11 @@ def of_official() -> dict[str, np.ndarray]:
         for name, x in model.named_parameters()
     }
     table = torch.tensor(rng.normal(size=(9, 8)).astype(np.float32))
-    return golden | {"table": table.numpy(), "apart": get_rel_pos(7, 7, table).numpy()} | of_a_picture(model, rng)
+    return (
+        golden
+        | {"table": table.numpy(), "apart": get_rel_pos(7, 7, table).numpy()}
+        | of_a_picture(model, np.random.default_rng(0))
+    )
 
 
 def of_a_picture(model: sam.Sam, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -127,7 +130,7 @@ def of_a_picture(model: sam.Sam, rng: np.random.Generator) -> dict[str, np.ndarr
     found = generate(**thresholds)
     assert 5 < len(found) < 25, len(found)
     fewer = np.stack([one["segmentation"] for one in generate(**thresholds, box_nms_thresh=0.9)])
-    assert len(fewer) < len(found)
+    assert 1 < len(fewer) < len(found), len(fewer)
     golden |= {"automatic/thresholds": np.array([iou, stability]), "automatic/fewer": fewer}
     golden["automatic/segmentation"] = np.stack([one["segmentation"] for one in found])
     for name in ("predicted_iou", "stability_score", "point_coords", "bbox"):

@@ -65,7 +65,7 @@ def account(recipe: sam.Recipe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return focal, dice, (SCORES - iou) ** 2
 
 
-@pytest.mark.parametrize(("points", "again"), [(0, 0), (2, 2), (1, 0), (0, 1)])
+@pytest.mark.parametrize(("points", "again"), [(0, 0), (2, 2)])
 def test_best_of_three_then_one_and_the_mean_over_rounds_and_objects(points, again):
     recipe = sam.Recipe(points=points, again=again)
     focal, dice, error = account(recipe)
