@@ -1,7 +1,7 @@
 """SAM on scenes of emoji: cuts out whatever is pointed at, drawn by an artist that it never saw.
 
 tiny    seconds: does everything once, learns nothing
-small   1,800 steps at 64 pixels, about 8 minutes on one CPU core (0.25 s a step), from random weights; then masks by one point
+small   1,800 steps at 64 pixels from random weights, about 8 minutes on one CPU core; then masks by one point
         and by a box in scenes of Twemoji's drawings, beside all of the picture and the filled box
 paper   ViT-H at 1,024 pixels as in appendix A: 90,000 steps of 256 pictures, for `mmjax plan` and pods. The authors
         start from MAE's weights, which are not here, and lower the rate in two steps, where this falls along a cosine
