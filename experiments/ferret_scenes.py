@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from mmjax.data import scene_text
 from mmjax.data.scene_questions import COMPOSER, SceneQuestions
-from mmjax.evals.scene_answers import AskScenes, SceneAnswers
+from mmjax.evals.scene_answers import AskScenes, measured
 from mmjax.models import ferret, llava
 from mmjax.nn.cells import Beside
 from mmjax.nn.outputs import Aux
@@ -26,7 +26,6 @@ from mmjax.train import optim
 from mmjax.train.experiment import Experiment, Source
 from mmjax.train.task import Task, init_model
 
-CELLS = 1.0  # weight of the auxiliary task
 ANSWERS = 56  # tokens that the assistant says in a row, at most
 
 
@@ -38,9 +37,7 @@ class Loss:
         out = ferret.forward(model, variables, batch, rng)
         labels = llava.labels_of(batch)
         text, _ = llava.answer_loss(model, variables, out.last_hidden_state, labels, ANSWERS)
-        shown, metrics = self.cells(variables, out.image_features, batch)
-        total = text + CELLS * shown
-        return total, Aux({"loss": total, "text": text, "cell_names": metrics["names"]})
+        return self.cells.added(text, {"text": text}, variables, out.image_features, batch)
 
 
 def config(size: str) -> ferret.FerretConfig:
@@ -62,22 +59,20 @@ def small(size: str) -> Experiment:
     sees = Source(f"vit_scenes-{of}", "params", "params")
     speaks = Source(f"llama_scenes-{of}", "params", "params/language")
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}
-    few = {"count": 8, "kinds": ("what", "where")} if size == "tiny" else {}
-    choice, held_out = SceneAnswers("validation", **(few or {"count": 200})), SceneAnswers("twemoji", **few)
     data = SceneQuestions(scene_text.Regions(), concepts, answers=ANSWERS, region_points=made.sampler.points)
     return Experiment(
         Task(ferret.Ferret(made), Loss(cells), init=cells.started(init_model)), data,
-        optim.AdamW(2e-3, warmup=200, weight_decay=0.05, clip=1.0), steps, batch, evals=(choice,),
-        final_evals=(held_out, SceneAnswers("combinations", **few)), sample=AskScenes("twemoji"),
-        init_from=(sees, speaks), **every,
+        optim.AdamW(2e-3, warmup=200, weight_decay=0.05, clip=1.0), steps, batch, **measured(size == "tiny"),
+        sample=AskScenes("twemoji"), init_from=(sees, speaks), **every,
     )  # fmt: skip
 
 
 def paper() -> Experiment:
     made, composer = ferret.ferret_7b(), dataclasses.replace(COMPOSER, size=336, objects=(1, 6))
-    compute, inner = Compute(jnp.bfloat16, remat="full"), made.llava
-    language = dataclasses.replace(inner.language, compute=compute)
-    made = dataclasses.replace(made, llava=dataclasses.replace(inner, compute=compute, language=language))
+    # Rows are written in the vocabulary of scenes, whose special ids are others than Ferret's.
+    inner = llava.computed(made.llava, Compute(jnp.bfloat16, remat="full"))
+    inner = dataclasses.replace(inner, image_token=scene_text.id_of(scene_text.IMAGE))
+    made = dataclasses.replace(made, llava=inner, region_token=scene_text.id_of(scene_text.REGION))
     data = SceneQuestions(
         scene_text.Regions(), 600, composer, image_tokens=576, length=512, answers=256, cells=24,
         region_points=made.sampler.points,

@@ -30,7 +30,7 @@ from flax import linen as nn
 
 from mmjax.data import scene_text
 from mmjax.data.scene_questions import COMPOSER, SceneQuestions
-from mmjax.evals.scene_answers import AskScenes, SceneAnswers
+from mmjax.evals.scene_answers import AskScenes, measured
 from mmjax.models import clip, dinov2, features, llava, qformer, vit
 from mmjax.nn.cells import Beside
 from mmjax.nn.linear import Linear
@@ -41,7 +41,6 @@ from mmjax.train import optim
 from mmjax.train.experiment import Experiment, Source
 from mmjax.train.task import Task, init_model
 
-CELLS = 1.0  # weight of the auxiliary task
 ANSWERS = 40  # tokens that the assistant says in a row, at most
 KINDS = ("what", "point", "is", "count", "left", "right", "above", "below", "bigger", "behind", "caption")
 ADAPTERS = ("tiny", "small", "small_linear", "small_qformer")  # sizes with the tower of vit_scenes
@@ -54,9 +53,7 @@ class Loss:
     def __call__(self, model, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, Aux]:
         out = llava.forward(model, variables, batch)
         text, _ = llava.answer_loss(model, variables, out.last_hidden_state, llava.labels_of(batch), ANSWERS)
-        shown, metrics = self.cells(variables, out.image_features, batch)
-        total = text + CELLS * shown
-        return total, Aux({"loss": total, "text": text, "cell_names": metrics["names"]})
+        return self.cells.added(text, {"text": text}, variables, out.image_features, batch)
 
 
 class Queries(nn.Module):
@@ -142,7 +139,6 @@ def small(size: str) -> Experiment:
     made, of = config(size), "tiny" if size == "tiny" else "small"
     speaks = Source(f"llama_scenes-{of}", "params", "params/language")
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 750}
-    few = {"count": 8, "kinds": ("what", "is")} if size == "tiny" else {}
     if size in ADAPTERS:
         beside = Beside(concepts, made.vision.width)
         task = Task(llava.Llava(made), Loss(beside), init=beside.started(init_model))
@@ -156,16 +152,15 @@ def small(size: str) -> Experiment:
     return Experiment(
         task, data,
         optim.AdamW(2e-3, warmup=100, weight_decay=0.05, clip=1.0), steps, batch,
-        evals=(SceneAnswers("validation", **(few or {"count": 200})),),
-        final_evals=tuple(SceneAnswers(split, **few) for split in ("twemoji", "combinations")),
-        sample=AskScenes("twemoji"), init_from=sources, **every,
+        **measured(size == "tiny"), sample=AskScenes("twemoji"), init_from=sources, **every,
     )  # fmt: skip
 
 
 def paper() -> Experiment:
     made, composer = llava.llava_1_5_7b(), dataclasses.replace(COMPOSER, size=336, objects=(1, 6))
     compute = Compute(jnp.bfloat16, remat="full")
-    made = dataclasses.replace(made, compute=compute, language=dataclasses.replace(made.language, compute=compute))
+    # Rows are written in the vocabulary of scenes, whose id of a picture is another than LLaVA's.
+    made = dataclasses.replace(llava.computed(made, compute), image_token=scene_text.id_of(scene_text.IMAGE))
     data = SceneQuestions(vocabulary=600, composer=composer, image_tokens=576, length=512, answers=256, cells=24)
     adamw = optim.AdamW(2e-5, warmup=156, clip=1.0)  # one epoch of 665k conversations, 3 % of it warm-up
     return Experiment(

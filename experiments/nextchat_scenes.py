@@ -19,16 +19,16 @@ import jax.numpy as jnp
 
 from mmjax.data import scene_text
 from mmjax.data.scene_questions import COMPOSER, SceneQuestions
-from mmjax.evals.scene_answers import AskScenes, SceneAnswers, located
+from mmjax.evals.scene_answers import AskScenes, located, measured
 from mmjax.models import llava, nextchat
 from mmjax.nn.cells import Beside
 from mmjax.nn.outputs import Aux
 from mmjax.nn.stack import Compute
+from mmjax.text import coordinates
 from mmjax.train import optim
 from mmjax.train.experiment import Experiment, Source
 from mmjax.train.task import Task, init_model
 
-CELLS = 1.0  # weight of the auxiliary task
 ANSWERS = 56  # tokens that the assistant says in a row, at most
 
 
@@ -40,15 +40,17 @@ class Loss:
         batch = {**batch, "boxes": batch["places"]}
         out = nextchat.forward(model, variables, batch)
         places, aux = nextchat.loss_of(model, variables, out, batch, ANSWERS)
-        shown, metrics = self.cells(variables, out.image_features, batch)
-        return places + CELLS * shown, Aux({**aux.metrics, "cell_names": metrics["names"]})
+        return self.cells.added(places, aux.metrics, variables, out.image_features, batch)
 
 
 def config(size: str) -> nextchat.NextChatConfig:
     vocab_size, image = scene_text.tokenizer().get_vocab_size(), scene_text.id_of(scene_text.IMAGE)
     made = llava.of_size("tiny" if size == "tiny" else "small", vocab_size, image)
-    tokens = {"at_token": scene_text.id_of(scene_text.AT), "box_token": scene_text.id_of(scene_text.coordinates.BOXES)}
-    return nextchat.NextChatConfig(**vars(made), **tokens, giou_weight=0.8)
+    return nextchat.NextChatConfig(**vars(made), **tokens(), giou_weight=0.8)
+
+
+def tokens() -> dict[str, int]:
+    return {"at_token": scene_text.id_of(scene_text.AT), "box_token": scene_text.id_of(coordinates.BOXES)}
 
 
 def small(size: str) -> Experiment:
@@ -58,21 +60,21 @@ def small(size: str) -> Experiment:
     sees = Source(f"vit_scenes-{size}", "params", "params")
     speaks = Source(f"llama_scenes-{size}", "params", "params/language")
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}
-    few = {"count": 8, "kinds": ("what", "where")} if size == "tiny" else {}
-    choice = SceneAnswers("validation", replies=located, **(few or {"count": 200}))
-    final = tuple(SceneAnswers(split, replies=located, **few) for split in ("twemoji", "combinations"))
     return Experiment(
         Task(nextchat.NextChat(made), Loss(cells), init=cells.started(init_model)),
         SceneQuestions(scene_text.Embedded(), concepts, answers=ANSWERS),
-        optim.AdamW(2e-3, warmup=200, weight_decay=0.05, clip=1.0), steps, batch, evals=(choice,), final_evals=final,
-        sample=AskScenes("twemoji", located), init_from=(sees, speaks), **every,
+        optim.AdamW(2e-3, warmup=200, weight_decay=0.05, clip=1.0), steps, batch,
+        **measured(size == "tiny", located), sample=AskScenes("twemoji", located), init_from=(sees, speaks), **every,
     )  # fmt: skip
 
 
 def paper() -> Experiment:
     made, composer = nextchat.nextchat_7b(), dataclasses.replace(COMPOSER, size=336, objects=(1, 6))
     compute = Compute(jnp.bfloat16, remat="full")
-    made = dataclasses.replace(made, compute=compute, language=dataclasses.replace(made.language, compute=compute))
+    # Rows are written in the vocabulary of scenes, whose special ids are others than NExT-Chat's.
+    made = dataclasses.replace(
+        llava.computed(made, compute), **tokens(), image_token=scene_text.id_of(scene_text.IMAGE)
+    )
     data = SceneQuestions(
         scene_text.Embedded(), 600, composer, image_tokens=576, length=512, answers=256, cells=24
     )  # fmt: skip

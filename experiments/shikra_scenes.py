@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from mmjax.data import scene_text
 from mmjax.data.scene_questions import COMPOSER, SceneQuestions
-from mmjax.evals.scene_answers import AskScenes, SceneAnswers
+from mmjax.evals.scene_answers import AskScenes, measured
 from mmjax.models import llava, shikra
 from mmjax.nn.cells import Beside
 from mmjax.nn.outputs import Aux
@@ -27,7 +27,6 @@ from mmjax.train import optim
 from mmjax.train.experiment import Experiment, Source
 from mmjax.train.task import Task, init_model
 
-CELLS = 1.0  # weight of the auxiliary task
 ANSWERS = 56  # tokens that the assistant says in a row, at most
 
 
@@ -39,9 +38,7 @@ class Loss:
         out = llava.forward(model, variables, batch)
         labels = llava.labels_of(batch)
         text, _ = llava.answer_loss(model, variables, out.last_hidden_state, labels, ANSWERS)
-        shown, metrics = self.cells(variables, out.image_features, batch)
-        total = text + CELLS * shown
-        return total, Aux({"loss": total, "text": text, "cell_names": metrics["names"]})
+        return self.cells.added(text, {"text": text}, variables, out.image_features, batch)
 
 
 def config(size: str) -> llava.LlavaConfig:
@@ -57,23 +54,19 @@ def small(size: str) -> Experiment:
     sees = Source(f"vit_scenes-{size}", "params", "params")
     speaks = Source(f"llama_scenes-{size}", "params", "params/language")
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}
-    few = {"count": 8, "kinds": ("what", "where")} if size == "tiny" else {}
-    choice, held_out = SceneAnswers("validation", **(few or {"count": 200})), SceneAnswers("twemoji", **few)
     return Experiment(
         Task(llava.Llava(made), Loss(cells), init=cells.started(init_model)),
         SceneQuestions(vocabulary=concepts, answers=ANSWERS),
-        optim.AdamW(2e-3, warmup=200, weight_decay=0.05, clip=1.0), steps, batch, evals=(choice,),
-        final_evals=(held_out, SceneAnswers("combinations", **few)), sample=AskScenes("twemoji"),
-        init_from=(sees, speaks), **every,
+        optim.AdamW(2e-3, warmup=200, weight_decay=0.05, clip=1.0), steps, batch, **measured(size == "tiny"),
+        sample=AskScenes("twemoji"), init_from=(sees, speaks), **every,
     )  # fmt: skip
 
 
 def paper() -> Experiment:
     made, composer = shikra.shikra_7b(), dataclasses.replace(COMPOSER, size=224, objects=(1, 6))
     compute = Compute(jnp.bfloat16, remat="full")
-    made = dataclasses.replace(
-        made, compute=compute, language=dataclasses.replace(made.language, compute=compute)
-    )  # fmt: skip
+    # Rows are written in the vocabulary of scenes, whose id of a picture is another than Shikra's.
+    made = dataclasses.replace(llava.computed(made, compute), image_token=scene_text.id_of(scene_text.IMAGE))
     data = SceneQuestions(vocabulary=600, composer=composer, image_tokens=256, length=512, answers=256, cells=16)
     adamw = optim.AdamW(2e-5, warmup=3_000, clip=1.0)
     return Experiment(

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mmjax.data import scene_text
+from mmjax.data import scene_text, scene_turns
 from mmjax.data.scene_questions import Example, SceneQuestions
 from mmjax.data.scene_turns import Conversation, Turn
 from mmjax.evals import grounding, translation
@@ -135,6 +135,15 @@ class SceneAnswers:
         return Result(metrics, {f"{self.split} answers": sheet(data, shown)} if shown else {})
 
 
+def measured(tiny: bool, replies: Replies = greedy) -> dict[str, tuple[SceneAnswers, ...]]:
+    """`evals` and `final_evals` of an experiment: choices are made on validation drawings, and the held-out artist and
+    the held-out combinations are read once. tiny: eight scenes and two kinds of questions, to see that all runs."""
+    few = {"count": 8, "kinds": ("what", "is")} if tiny else {}
+    choice = SceneAnswers("validation", replies=replies, **(few or {"count": 200}))
+    final = tuple(SceneAnswers(split, replies=replies, **few) for split in ("twemoji", "combinations"))
+    return {"evals": (choice,), "final_evals": final}
+
+
 def scored(data, kind, examples, conversations, replies) -> tuple[np.ndarray, dict[str, float]]:
     """Whether each reply is right [n] bool, and what else is measured of its kind."""
     turns = [conversation[-1] for conversation in conversations]
@@ -153,10 +162,7 @@ def scored(data, kind, examples, conversations, replies) -> tuple[np.ndarray, di
         more = {"/recall": boxes["recall"], "/precision": boxes["precision"]}
         if kind != "spotting":
             return np.array([said.strip() == true.strip() for said, true in ends]), more
-        named = [
-            names_of(data, reply.text) == names_of(data, turn.answer)
-            for reply, turn in zip(replies, turns, strict=True)
-        ]
+        named = [names_of(reply.text) == names_of(turn.answer) for reply, turn in zip(replies, turns, strict=True)]
         all_boxes = [
             len(reply.boxes) == len(want) and grounding.paired(reply.boxes, want) == len(want)
             for reply, want in zip(replies, wanted, strict=True)
@@ -175,7 +181,7 @@ def boxes_of(example: Example, turn) -> list[tuple[float, ...]]:
     return [example.things[i].box for group in turn.boxes[first:] for i in group]
 
 
-def names_of(data: SceneQuestions, text: str) -> list[str]:
+def names_of(text: str) -> list[str]:
     """The names of a list, without places."""
     plain = _BRACKETS.sub("", text.replace(scene_text.AT, "").replace("<boxes>", ""))
     return [name.strip() for name in plain.replace(" and ", ",").split(",") if name.strip()]
@@ -183,23 +189,26 @@ def names_of(data: SceneQuestions, text: str) -> list[str]:
 
 def majority(data, kind, examples, conversations) -> float:
     """What the commonest answer of training scores here."""
-    common = commonest(data, kind)
-    if kind in BOXED:
-        replies = [Reply("", [common])] * len(examples)
-    else:
-        replies = [Reply(common, [])] * len(examples)
-    return float(scored(data, kind, examples, conversations, replies)[0].mean())
+    common = commonest(data).get(kind, "")
+    reply = Reply("", [common]) if kind in BOXED else Reply(common, [])
+    return float(scored(data, kind, examples, conversations, [reply] * len(examples))[0].mean())
 
 
-@functools.lru_cache(maxsize=64)
-def commonest(data: SceneQuestions, kind: str) -> Any:
-    """The commonest answer to such questions in 1,000 scenes of training; of boxes, their mean size in the middle."""
-    found = [(e, c[-1]) for e in data.examples("train", 1_000, (kind,)) for c in e.conversations]
-    if kind in BOXED:
-        boxes = np.array([example.things[turn.boxes[-1][0]].box for example, turn in found])
-        half = (boxes[:, 2:] - boxes[:, :2]).mean(0) / 2
-        return [0.5 - half[0], 0.5 - half[1], 0.5 + half[0], 0.5 + half[1]]
-    return collections.Counter(turn.answer for _, turn in found).most_common(1)[0][0] if found else ""
+@functools.lru_cache(maxsize=8)
+def commonest(data: SceneQuestions) -> dict[str, Any]:
+    """By kind, the commonest answer in 1,000 scenes of training; of boxes, their mean size in the middle."""
+    answers, boxes = collections.defaultdict(collections.Counter), collections.defaultdict(list)
+    for example in data.examples("train", 1_000, tuple(scene_turns.KINDS)):
+        for *_, turn in example.conversations:
+            answers[turn.kind][turn.answer] += 1
+            if turn.kind in BOXED:
+                boxes[turn.kind].append(example.things[turn.boxes[-1][0]].box)
+    common = {kind: count.most_common(1)[0][0] for kind, count in answers.items()}
+    for kind, found in boxes.items():
+        found = np.array(found)
+        half = (found[:, 2:] - found[:, :2]).mean(0) / 2
+        common[kind] = [*(0.5 - half), *(0.5 + half)]
+    return common
 
 
 def sheet(data: SceneQuestions, shown: Sequence[tuple], most: int = 24) -> np.ndarray:

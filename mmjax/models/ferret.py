@@ -307,12 +307,7 @@ class Ferret(nn.Module):
         """
         features = None if images is None else self.vision(images)
         splice = self.splice(input_ids, images, features, points, starts)
-        if segments is None:
-            out = self.language(input_ids, attention_mask, positions, splice=splice)
-        else:
-            counted, mask = llava.packed(segments, attention_mask)
-            positions = counted if positions is None else positions
-            out = self.language.decode(input_ids, positions, mask, splice=splice)[0]
+        out = llava.read(self.language, input_ids, splice, attention_mask, positions, segments)
         return llava.LlavaOutput(out.last_hidden_state, out.logits, features)
 
     def extend(

@@ -180,6 +180,12 @@ def of_size(size: str, vocab_size: int, image_token: int) -> LlavaConfig:
     return {"tiny": dataclasses.replace(made, vision=vision, language=language, compute=Compute())}[size]
 
 
+def computed(config: LlavaConfig, compute: Compute) -> LlavaConfig:
+    """Both towers computed so, such as in bfloat16."""
+    language = dataclasses.replace(config.language, compute=compute)
+    return dataclasses.replace(config, compute=compute, language=language)
+
+
 def put(embeds: jax.Array, at: jax.Array, values: jax.Array) -> jax.Array:
     """embeds [B T W], at [B T] bool, values [B K W] -> [B T W]: in each row, the k-th True takes the k-th value.
 
@@ -205,6 +211,17 @@ def packed(segments: jax.Array, attention_mask: jax.Array | None = None) -> tupl
     allowed = masks.Causal().dense(segments.shape[1], segments.shape[1])[:, 0] & ((queries == keys) | (keys == 0))
     allowed = allowed if attention_mask is None else allowed & attention_mask[:, None]
     return positions.astype(jnp.int32), allowed[:, None]
+
+
+def read(
+    language: llama.Llama, input_ids: jax.Array, splice: llama.Splice | None, attention_mask: jax.Array | None,
+    positions: jax.Array | None, segments: jax.Array | None,
+) -> LMOutput:  # fmt: skip
+    """What the language model, bound, makes of a row; segments as in `packed`."""
+    if segments is None:
+        return language(input_ids, attention_mask, positions, splice=splice)
+    counted, mask = packed(segments, attention_mask)
+    return language.decode(input_ids, counted if positions is None else positions, mask, splice=splice)[0]
 
 
 # On the host, before any of it runs
@@ -273,12 +290,7 @@ class Llava(nn.Module):
         """
         features = None if images is None else self.see(images)
         splice = None if images is None else self.splice(input_ids, features)
-        if segments is None:
-            out = self.language(input_ids, attention_mask, positions, splice=splice)
-        else:
-            counted, mask = packed(segments, attention_mask)
-            positions = counted if positions is None else positions
-            out = self.language.decode(input_ids, positions, mask, splice=splice)[0]
+        out = read(self.language, input_ids, splice, attention_mask, positions, segments)
         return LlavaOutput(out.last_hidden_state, out.logits, features)
 
     def extend(

@@ -199,12 +199,7 @@ class NextChat(llava.Llava):
         None: the embedding of <boxes> itself, and one <at> a row."""
         features = None if images is None else self.see(images)
         splice = self.spliced(input_ids, features, boxes)
-        if segments is None:
-            out = self.language(input_ids, attention_mask, positions, splice=splice)
-        else:
-            counted, mask = llava.packed(segments, attention_mask)
-            positions = counted if positions is None else positions
-            out = self.language.decode(input_ids, positions, mask, splice=splice)[0]
+        out = llava.read(self.language, input_ids, splice, attention_mask, positions, segments)
         at = input_ids == self.config.at_token
         states, found = take(out.last_hidden_state, at, 1 if boxes is None else boxes.shape[1])
         decoded = self.decode_boxes(states)

@@ -7,7 +7,7 @@ B batch, N patches in rows from the top left, C concepts; the last class is the 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from flax import linen as nn
 from flax import struct
 
 from mmjax.nn.linear import Linear
+from mmjax.nn.outputs import Aux
 from mmjax.ops import boxes as box_ops
 from mmjax.ops.cross_entropy import softmax_cross_entropy
 
@@ -78,17 +79,23 @@ class Beside:
     """The heads as an auxiliary task of a model that knows nothing of them: their parameters are params["cells"].
 
     beside = Beside(num_classes, width)
-    Task(model, loss, init=beside.started(init_model))     # and in the loss:
-    shown, metrics = beside(variables, features, batch)
+    Task(model, loss, init=beside.started(init_model))     # and at the end of the loss:
+    return beside.added(total, metrics, variables, features, batch)
     """
 
     num_classes: int  # C
     width: int  # D of the features
+    weight: float = 1.0
 
-    def __call__(self, variables: dict, features: jax.Array, batch: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """features [B N D]; batch: cells [B h w], cell_boxes [B h w 4], as in `loss`."""
+    def added(
+        self, total: jax.Array, metrics: Mapping, variables: dict, features: jax.Array, batch: dict
+    ) -> tuple[jax.Array, Aux]:
+        """A model's own loss and metrics with those of the heads. features [B N D]; batch: cells [B h w] and cell_boxes
+        [B h w 4], as in `loss`."""
         told = CellHeads(self.num_classes).apply({"params": variables["params"]["cells"]}, features)
-        return loss(told, batch["cells"], batch["cell_boxes"])
+        shown, parts = loss(told, batch["cells"], batch["cell_boxes"])
+        total = total + self.weight * shown
+        return total, Aux({**metrics, "loss": total, "cell_names": parts["names"]})
 
     def started(self, init: Callable) -> Callable:
         """A Task.init: the variables that `init` makes, with heads, fresh or from `loaded`."""
@@ -96,7 +103,8 @@ class Beside:
         def run(model: nn.Module, rng: jax.Array, batch: dict, loaded: dict) -> dict:
             params = dict(loaded.get("params", {}))
             own = params.pop("cells", None)
-            variables = init(model, rng, batch, {**loaded, "params": params} if params else {})
+            rest = {name: x for name, x in loaded.items() if name != "params"}
+            variables = init(model, rng, batch, {**rest, "params": params} if params else rest)
             if own is None:
                 own = CellHeads(self.num_classes).init(rng, jnp.zeros((1, 1, self.width)))["params"]
             return {**variables, "params": {**variables["params"], "cells": own}}

@@ -49,7 +49,7 @@ def annotated(
     return np.asarray(sheet)
 
 
-def cards(items: Sequence[Card], columns: int = 2, words: int = 330) -> np.ndarray:
+def cards(items: Sequence[Card], columns: int = 2, words: int = 400) -> np.ndarray:
     """Pictures in a grid, each with its lines on the right; right answers are green and ticked, wrong ones orange."""
     columns, pitch = min(columns, len(items)), TEXT + 4
     height = max(SIDE, max(len(item.lines) for item in items) * pitch) + 2 * GAP
@@ -61,6 +61,7 @@ def cards(items: Sequence[Card], columns: int = 2, words: int = 330) -> np.ndarr
         draw.rectangle((left - 1, top - 1, left + SIDE, top + SIDE), outline=LINE)
         for k, line in enumerate(item.lines):
             mark, ink = {None: ("", INK), True: ("✓ ", RIGHT), False: ("✗ ", WRONG)}[line.right]
+            bold = line.right is None
             at = (left + SIDE + GAP, top + k * pitch)
-            draw.text(at, fit(mark + line.text, words, TEXT - 2), ink, font(TEXT - 2, line.right is None))
+            draw.text(at, fit(mark + line.text, words, TEXT - 2, bold), ink, font(TEXT - 2, bold))
     return np.asarray(sheet)

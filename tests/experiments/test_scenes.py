@@ -12,6 +12,10 @@ from mmjax.nn.outputs import Request
 from mmjax.train import loop, overrides, run_folder
 
 STEMS = ("llava_scenes", "shikra_scenes", "ferret_scenes", "nextchat_scenes")
+SPECIAL = {
+    "ferret_scenes": {"region_token": scene_text.REGION},
+    "nextchat_scenes": {"at_token": scene_text.AT, "box_token": "<boxes>"},
+}
 START = ("vit_scenes", "llama_scenes")
 SIZES = {
     "llava_scenes": ("small", "small_linear", "small_qformer", "small_clip", "small_dino", "small_additive",
@@ -71,8 +75,10 @@ def test_models_and_rows_agree(stem):
         if stem != "llama_scenes":
             vision = getattr(config, "vision", config)
             assert data.composer.size == vision.image_size or size in ("small_clip", "small_dino"), size
-        if hasattr(config, "language") and size != "paper":
-            assert config.image_token == scene_text.id_of(scene_text.IMAGE)
+        if hasattr(config, "language"):
+            whole, named = experiment.task.model.config, {"image_token": scene_text.IMAGE} | SPECIAL.get(stem, {})
+            found = {name: getattr(whole, name, getattr(config, name, None)) for name in named}
+            assert found == {name: scene_text.id_of(token) for name, token in named.items()}, size
             assert config.language.length >= 1 + data.image_tokens + data.length
 
 

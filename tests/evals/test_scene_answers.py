@@ -1,0 +1,115 @@
+"""Scores of answers about scenes: those of somebody who knows, of somebody who cannot write, and of the commonest."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from mmjax.data import scene_text
+from mmjax.data.scene_questions import SceneQuestions
+from mmjax.evals import scene_answers
+from mmjax.evals.scene_answers import Reply, SceneAnswers
+
+DATA = SceneQuestions()
+BOXED = ("where", "which")
+
+
+def replies(change, model, variables, data, examples, conversations, tokens):
+    """The true answers, as `change` writes them."""
+    found = []
+    for example, conversation in zip(examples, conversations, strict=True):
+        text = data.form.write(conversation[-1], example.things).answer
+        text = change(text)
+        found.append(Reply(text, [box for group in scene_answers.read_boxes(data, text) for box in group]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def measured():
+    def run(change, split="twemoji"):
+        evaluate = SceneAnswers(split, 60, functools.partial(replies, change))
+        return evaluate(None, {}, DATA, jax.random.key(0))
+
+    return run
+
+
+def kinds_of(metrics: dict) -> set[str]:
+    return {name.split("/")[1] for name in metrics}
+
+
+def test_who_knows_everything_is_right_everywhere(measured):
+    result = measured(lambda text: text)
+    kinds = kinds_of(result.metrics)
+    assert len(kinds) > 12
+    assert {kind for kind in kinds if result.metrics[f"twemoji/{kind}"] != 1} == set()
+    # Places of two decimals are not quite the true ones.
+    assert 0.9 < result.metrics["twemoji/where/iou"] < 1
+    assert result.metrics["twemoji/where/failed"] == 0
+    assert result.metrics["twemoji/spotting/recall"] == 1
+    assert result.metrics["twemoji/caption/chrf"] == pytest.approx(100)
+    assert result.pictures["twemoji answers"].dtype == np.uint8
+
+
+@pytest.mark.parametrize("wrong", ["", "[0.1", "[0.10,0.20]", "[0.90,0.90,0.10,0.10]", "[a, b]", "<boxes>"])
+def test_who_cannot_write_is_wrong_and_nothing_breaks(measured, wrong):
+    result = measured(lambda text: wrong)
+    metrics = result.metrics
+    assert all(metrics[f"twemoji/{kind}"] == 0 for kind in kinds_of(metrics))
+
+
+def test_two_boxes_for_one_thing_are_no_answer(measured):
+    metrics = measured(lambda text: f"{text} {text}" if text.startswith("[") else text).metrics
+    assert metrics["twemoji/where"] == 0
+    assert metrics["twemoji/where/failed"] == 1
+    assert metrics["twemoji/what"] == 1
+
+
+def test_a_caption_with_places_needs_names_and_places(measured):
+    def moved(text: str) -> str:
+        return text.replace("[0.", "[9.") if "and" in text or text.count("[") == 1 else text
+
+    metrics = measured(moved).metrics
+    assert metrics["twemoji/spotting"] < 0.5
+    assert metrics["twemoji/chain"] == 1  # the number at its end is right
+    assert scene_answers.names_of("key [0.10,0.20,0.30,0.40], cat <at><boxes> and light bulb [1, 2, 3, 4]") == [
+        "key", "cat", "light bulb",
+    ]  # fmt: skip
+
+
+def test_the_commonest_answer_is_that_of_training(measured):
+    metrics = measured(lambda text: text).metrics
+    assert scene_answers.commonest(DATA)["is"] in ("yes", "no")
+    assert 0.3 < metrics["twemoji/is/majority"] < 0.7
+    assert metrics["twemoji/count/majority"] <= 0.45
+    assert metrics["twemoji/what/majority"] < 0.2
+    x0, y0, x1, y1 = scene_answers.commonest(DATA)["where"]
+    assert x0 + x1 == pytest.approx(1)
+    assert 0.15 < x1 - x0 < 0.5
+    assert y0 < y1
+
+
+def test_answers_end_where_they_say():
+    end = scene_text.id_of(scene_text.END)
+    ids = scene_text.tokenizer().encode("monkey face").ids
+    assert scene_answers.words([*ids, end, *ids]) == scene_answers.words(ids) == "monkey face"
+
+
+def test_prompts_are_padded_without_being_changed():
+    examples = DATA.examples("twemoji", 3, ("what",))
+    batch = DATA.prompts(examples, [example.conversations[0] for example in examples])
+    found = scene_answers.padded(batch, 5)
+    assert found["input_ids"].shape[1] % scene_answers.PROMPT == 0
+    assert all(len(x) == 5 for x in found.values())
+    for row in range(3):
+        kept = [one["input_ids"][row][one["attention_mask"][row]] for one in (batch, found)]
+        np.testing.assert_array_equal(*kept)
+
+
+def test_an_experiments_evals_choose_without_the_held_out_artist():
+    for tiny in (False, True):
+        evals = scene_answers.measured(tiny)
+        assert [one.split for one in evals["evals"]] == ["validation"]
+        assert [one.split for one in evals["final_evals"]] == ["twemoji", "combinations"]
+    assert dataclasses.replace(evals["evals"][0], split="train").count == 8
