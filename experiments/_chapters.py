@@ -43,10 +43,11 @@ CHAPTERS["ladder"] = (
 ENCODERS = ("clip_emoji", "siglip_emoji", "dino_emoji", "dinov2_emoji", "_encoders", "_eyes_wide_shut")
 CHAPTERS["vision"] = (*((stem,) for stem in ENCODERS), *CHAPTERS["ladder"])
 ADAPTERS = ("small", "small_linear", "small_qformer")
+STAGES = ("small_align", "small_instruct")
 MIXED = ("small_clip", "small_dino", "small_additive", "small_interleaved", "small_tuned")
 CHAPTERS["scenes"] = (
     *((stem,) for stem in ("clip_emoji", "dinov2_emoji", "vit_scenes", "llama_scenes")),
-    *(("llava_scenes", "--size", size) for size in (*ADAPTERS, *MIXED)),
+    *(("llava_scenes", "--size", size) for size in (*ADAPTERS, *STAGES, *MIXED)),
     *((stem,) for stem in ("shikra_scenes", "ferret_scenes", "nextchat_scenes", "sam_scenes")),
 )
 CHAPTERS["minilm"] = (("bert_names", "--size", "minilm"), ("bert_tags", "--size", "minilm"))

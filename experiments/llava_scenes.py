@@ -3,8 +3,12 @@
 tiny                seconds: does everything once, learns nothing
 paper               LLaVA-1.5-7B, stage 2: for `mmjax plan` and pods
 
-Each about 10 minutes on one of 2 CPU cores, not recorded yet, after vit_scenes and llama_scenes. The adapter differs,
-at 64 tokens a picture, and the tower of vit_scenes is trained on:
+Each about 10 minutes on one of 2 CPU cores, not recorded yet, after vit_scenes and llama_scenes. The two stages as they
+are published, with the tower of vit_scenes as it is:
+small_align         the projector alone, on captions, into a language model that stays as it is
+small_instruct      from there, projector and language model on all kinds of questions
+
+The adapter differs, at 64 tokens a picture, and the tower of vit_scenes is trained on, in one stage:
 small               a projector of two layers
 small_linear        of one layer
 small_qformer       64 queries that read the patches through a Q-Former of two blocks
@@ -43,7 +47,7 @@ from mmjax.train.task import Task, init_model
 
 ANSWERS = 40  # tokens that the assistant says in a row, at most
 KINDS = ("what", "point", "is", "count", "left", "right", "above", "below", "bigger", "behind", "caption")
-ADAPTERS = ("tiny", "small", "small_linear", "small_qformer")  # sizes with the tower of vit_scenes
+ADAPTERS = ("tiny", "small", "small_linear", "small_qformer")  # sizes that train the tower of vit_scenes on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,13 @@ class Loss:
         out = llava.forward(model, variables, batch)
         text, _ = llava.answer_loss(model, variables, out.last_hidden_state, llava.labels_of(batch), ANSWERS)
         return self.cells.added(text, {"text": text}, variables, out.image_features, batch)
+
+
+def answered(model: llava.Llava, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple:
+    """llava.loss, where no more logits are made than answers have tokens."""
+    out = llava.forward(model, variables, batch)
+    text, count = llava.answer_loss(model, variables, out.last_hidden_state, llava.labels_of(batch), ANSWERS)
+    return text, Aux({"loss": text}, weight=count)
 
 
 class Queries(nn.Module):
@@ -117,11 +128,19 @@ EYES = {  # size -> sources, how the towers are mixed, tokens of a picture, what
     "small_interleaved": ((CLIP, DINO), features.Interleaved, 128, llava.INSTRUCT),
     "small_tuned": ((CLIP,), None, 64, ".*"),
 }
+SPEAKS = Source("llama_scenes-small", "params", "params/language")
+SEES = Source("vit_scenes-small", "params/vision", "params/vision")
+STAGES = {  # size -> sources, what is trained, what is asked
+    "small_align": ((SEES, SPEAKS), llava.ALIGN, ("caption",)),
+    "small_instruct": ((Source("llava_scenes-small_align", "params", "params"),), llava.INSTRUCT, KINDS),
+}
 
 
 def config(size: str) -> llava.LlavaConfig:
     vocab_size, image = scene_text.tokenizer().get_vocab_size(), scene_text.id_of(scene_text.IMAGE)
     made = llava.of_size("tiny" if size == "tiny" else "small", vocab_size, image)
+    if size in STAGES:
+        return made
     if size in ADAPTERS:
         projector = {"small_linear": llava.linear, "small_qformer": Queries}.get(size, llava.mlp)
         return dataclasses.replace(made, projector=projector)
@@ -136,18 +155,22 @@ def config(size: str) -> llava.LlavaConfig:
 
 def small(size: str) -> Experiment:
     steps, batch, concepts = (8, 8, 16) if size == "tiny" else (1_500, 32, 64)
-    made, of = config(size), "tiny" if size == "tiny" else "small"
-    speaks = Source(f"llama_scenes-{of}", "params", "params/language")
+    made, of, kinds = config(size), "tiny" if size == "tiny" else "small", KINDS
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 750}
     if size in ADAPTERS:
         beside = Beside(concepts, made.vision.width)
         task = Task(llava.Llava(made), Loss(beside), init=beside.started(init_model))
+        speaks = Source(f"llama_scenes-{of}", "params", "params/language")
         sources = (Source(f"vit_scenes-{of}", "params", "params"), speaks)
     else:
-        own, _, _, trainable = EYES[size]
-        task, sources = Task(llava.Llava(made), llava.loss, trainable=trainable), (*own, speaks)
+        if size in STAGES:
+            sources, trainable, kinds = STAGES[size]
+        else:
+            own, _, _, trainable = EYES[size]
+            sources = (*own, SPEAKS)
+        task = Task(llava.Llava(made), answered, trainable=trainable)
     data = SceneQuestions(
-        vocabulary=concepts, image_tokens=made.tokens_per_image, kinds=KINDS, length=96, answers=ANSWERS
+        vocabulary=concepts, image_tokens=made.tokens_per_image, kinds=kinds, length=96, answers=ANSWERS
     )  # fmt: skip
     return Experiment(
         task, data,
@@ -174,6 +197,6 @@ def paper() -> Experiment:
 
 
 def experiment(size: str) -> Experiment:
-    if size not in ("paper", *ADAPTERS, *EYES):
+    if size not in ("paper", *ADAPTERS, *STAGES, *EYES):
         raise KeyError(size)
     return paper() if size == "paper" else small(size)

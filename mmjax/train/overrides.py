@@ -49,12 +49,13 @@ def load_experiment(path: str | Path, size: str, overrides: Sequence[str] = ()) 
 
 
 def sizes(path: str | Path) -> tuple[str, ...]:
-    """The sizes that a file names, read from its source: in its docstring's table ("tiny  seconds: ..."), which starts
-    with one of SIZES; string constants that are in SIZES; and the keys of dictionaries that hold one of those."""
+    """The sizes that a file names, read from its source: in its docstring's tables ("tiny  seconds: ..."), where one is
+    of SIZES or begins like it ("small_linear  ..."); string constants that are in SIZES; and the keys of dictionaries
+    that hold one of those."""
     tree, found = ast.parse(Path(path).read_text(encoding="utf-8")), []
     for paragraph in (ast.get_docstring(tree) or "").split("\n\n"):
         names = re.findall(r"^(\w+) {2,}\S", paragraph, flags=re.MULTILINE)
-        found += names if set(names) & set(SIZES) else ()
+        found += names if {name.split("_")[0] for name in names} & set(SIZES) else ()
     for node in ast.walk(tree):
         if isinstance(node, ast.Dict):
             keys = [key.value for key in node.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]

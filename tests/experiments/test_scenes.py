@@ -9,7 +9,7 @@ import pytest
 
 from mmjax.data import scene_text
 from mmjax.nn.outputs import Request
-from mmjax.train import loop, overrides, run_folder
+from mmjax.train import loop, overrides, run_folder, sources, step, trees
 
 STEMS = ("llava_scenes", "shikra_scenes", "ferret_scenes", "nextchat_scenes")
 SPECIAL = {
@@ -18,8 +18,8 @@ SPECIAL = {
 }
 START = ("vit_scenes", "llama_scenes")
 SIZES = {
-    "llava_scenes": ("small", "small_linear", "small_qformer", "small_clip", "small_dino", "small_additive",
-                     "small_interleaved", "small_tuned", "paper"),
+    "llava_scenes": ("small", "small_linear", "small_qformer", "small_align", "small_instruct", "small_clip",
+                     "small_dino", "small_additive", "small_interleaved", "small_tuned", "paper"),
     "shikra_scenes": ("small", "small_200", "paper"), "ferret_scenes": ("small", "small_plain", "small_200", "paper"),
     "nextchat_scenes": ("small", "small_200", "paper"),
     "vit_scenes": ("small", "small_200", "paper"), "llama_scenes": ("small", "small_200", "paper"),
@@ -66,6 +66,7 @@ def test_it_runs_from_what_sees_and_what_speaks(stem, runs, monkeypatch):
 
 @pytest.mark.parametrize("stem", SIZES)
 def test_models_and_rows_agree(stem):
+    assert set(SIZES[stem]) <= set(overrides.sizes(Path("experiments") / f"{stem}.py"))
     for size in SIZES[stem]:
         experiment = overrides.load_experiment(Path("experiments") / f"{stem}.py", size)
         data, config = experiment.data, experiment.task.model.config
@@ -80,6 +81,21 @@ def test_models_and_rows_agree(stem):
             found = {name: getattr(whole, name, getattr(config, name, None)) for name in named}
             assert found == {name: scene_text.id_of(token) for name, token in named.items()}, size
             assert config.language.length >= 1 + data.image_tokens + data.length
+
+
+def test_llavas_stages_train_what_was_published_one_after_the_other():
+    folder = Path("experiments")
+    wanted = {"small_align": {"projector"}, "small_instruct": {"projector", "language"}}
+    for size, parts in wanted.items():
+        experiment = overrides.load_experiment(folder / "llava_scenes.py", size)
+        found = sources.shapes(experiment.init_from, size, folder)  # what each starts from fits into its model
+        params = step.first_variables(experiment, found)["params"]
+        assert params.keys() == {"vision", "projector", "language"}
+        trained = trees.select(params, experiment.task.trainable)
+        assert {path.split("/")[0] for path in trees.leaves(trained)} == parts
+        assert found["params"].keys() == params.keys() - ({"projector"} if size == "small_align" else set())
+    assert overrides.load_experiment(folder / "llava_scenes.py", "small_align").data.kinds == ("caption",)
+    assert experiment.data.kinds == overrides.load_experiment(folder / "llava_scenes.py", "small").data.kinds
 
 
 @pytest.mark.parametrize("stem", STEMS)
