@@ -33,6 +33,7 @@ NEAR = 5 / 336  # sides, how far the region of a point reaches (Ferret: 5 pixels
 COVERED = 0.35  # share of a cell that a thing must cover to be what the cell shows
 COMPOSER = scenes.Composer(64, (1, 4), scale=(0.45, 0.95), strewn=0.35)
 KINDS = tuple(scene_turns.MIX)
+TRIES = 200  # scenes that are drawn for a row which shall have a question
 
 
 @functools.cache
@@ -78,6 +79,7 @@ class SceneQuestions:
     region_points: int = 0  # P, points drawn in each place that a question names; 0: none
     kinds: tuple[str, ...] = KINDS  # that are asked, as often as scene_turns.MIX says
     twins: float = 0.3  # share of the scenes whose first two things have one name
+    answered: bool = False  # whether training leaves out scenes that none of `kinds` can be asked about
 
     def __post_init__(self):
         if self.composer.size % self.cells:
@@ -90,10 +92,18 @@ class SceneQuestions:
         pool = self._pool("train")
 
         def make(indices: np.ndarray, rng: np.random.Generator, rows: slice) -> pipeline.Batch:
-            which, layouts = self._which(len(indices), pool, rng), scenes.draw(self.composer, len(indices), rng)
-            seeds = rng.integers(2**63, size=len(indices))  # a row's questions depend on nothing but its own
-            examples = self._examples(pool, which[rows], scenes.take(layouts, rows), "train", seeds[rows])
-            return self.batch(examples, seeds[rows])
+            mine, found = np.arange(len(indices))[rows], {}
+            for _ in range(TRIES if self.answered else 1):
+                which, layouts = self._which(len(indices), pool, rng), scenes.draw(self.composer, len(indices), rng)
+                seeds = rng.integers(2**63, size=len(indices))  # a row's questions depend on nothing but its own
+                left = np.array([row for row in mine if row not in found])
+                examples = self._examples(pool, which[left], scenes.take(layouts, left), "train", seeds[left])
+                for row, example in zip(left, examples, strict=True):
+                    if example.conversations or not self.answered:
+                        found[row] = example, seeds[row]
+                if len(found) == len(mine):
+                    return self.batch(*zip(*(found[row] for row in mine), strict=True))
+            raise ValueError(f"of {TRIES} scenes none could be asked {', '.join(self.kinds) or 'anything'}; add kinds")
 
         return pipeline.Batches(len(pool.concepts), batch_size, seed, rows, make)
 

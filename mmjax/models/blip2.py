@@ -20,6 +20,7 @@ from flax import linen as nn
 
 from mmjax.models import llama, llava, vit
 from mmjax.models.qformer import QFormer, QFormerConfig, RetrievalConfig, vit_g
+from mmjax.nn.stack import Compute
 
 TRAINABLE = r"^projector/|^vision/(query_tokens|qformer/|tower/norm/)"  # Task.trainable
 FOR_TEXT = ("text_mlp", "text_norm")  # parts of a block that only texts go through
@@ -67,6 +68,16 @@ def blip2(
 
 def tiny() -> llava.LlavaConfig:
     return blip2(vit.ViTConfig.tiny(), QFormerConfig.tiny(), llama.LlamaConfig.tiny(), image_token=63)
+
+
+def of_size(size: str, vision: vit.ViTConfig, vocab_size: int, start_id: int, compute: Compute) -> RetrievalConfig:
+    """Stage 1 of what experiments on scenes train, tiny and small: not published, captions of at most 16 tokens."""
+    width, depth, num_heads = {"tiny": (16, 2, 2), "small": (96, 4, 3)}[size]
+    queries = QFormerConfig(
+        16, vision.width, vocab_size, 16, width, depth, num_heads, 2 * width, start_id=start_id, dropout=0.0,
+        compute=compute,
+    )  # fmt: skip
+    return RetrievalConfig(vision, queries, embed_dim=64, compute=compute)
 
 
 def vit_g_llama_7b() -> llava.LlavaConfig:  # the published eyes; the table has one more row, for image_token
