@@ -83,6 +83,47 @@ class AdamW:
         return optax.chain(optax.clip_by_global_norm(self.clip), adamw) if self.clip is not None else adamw
 
 
+@dataclasses.dataclass(frozen=True)
+class Muon:
+    """Hidden matrices move along the orthogonal matrix next to their momentum, all else as with AdamW.
+
+    Jordan et al. 2024, with the scale of Liu et al. 2025, arXiv:2502.16982, equation 4: an update is as large as Adam's
+    mostly are, so that rates and decays of AdamW serve here too.
+    """
+
+    peak: float
+    warmup: int = 0
+    decay: str = "cosine"
+    end: float = 0.0
+    momentum: float = 0.95
+    weight_decay: float = 0.0
+    clip: float | None = None  # bound of the gradient's global norm
+    mask: str = r"(kernel|embedding)$"  # decayed paths among all else
+    matrices: str = rf"{LAYERS}/.*kernel$"  # of two axes, in and out, and one of the layers
+
+    def rates(self, steps: int) -> dict[str, Schedule]:
+        return {"lr": schedule(self.peak, steps, self.warmup, self.decay, self.end)}
+
+    def build(self, steps: int, params: Any) -> optax.GradientTransformation:
+        lr, axes = self.rates(steps)["lr"], optax.contrib.MuonDimensionNumbers(-2, -1)
+
+        def as_large_as_adams(update: jax.Array) -> jax.Array:
+            return update * 0.2 * max(update.shape[-2:]) ** 0.5
+
+        turned = optax.chain(
+            optax.contrib.scale_by_muon(
+                beta=self.momentum, weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: axes, tree)
+            ),
+            optax.stateless(lambda updates, _: jax.tree.map(as_large_as_adams, updates)),
+            optax.add_decayed_weights(self.weight_decay),
+            optax.scale_by_learning_rate(lr),
+        )
+        adamw = AdamW(self.peak, self.warmup, self.decay, self.end, weight_decay=self.weight_decay, mask=self.mask)
+        labels = trees.map_paths(lambda path, _: "turned" if re.search(self.matrices, path) else "adamw", params)
+        muon = optax.partition({"turned": turned, "adamw": adamw.build(steps, params)}, labels)
+        return optax.chain(optax.clip_by_global_norm(self.clip), muon) if self.clip is not None else muon
+
+
 def clip_each(bound: float) -> optax.GradientTransformation:
     """Bounds each array's norm alone, layer by layer: DINO. Query, key and value count as one, as they do there."""
     return _clip(bound, lambda path: re.sub(r"/(query|key|value)/", "/", path), by_layer=True)

@@ -1,5 +1,7 @@
 """Optimizers against accounts that share no code with them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import optax
 import pytest
 
 from mmjax.train import optim
-from mmjax.train.optim import SGD, AdamW, Noam, Partitioned
+from mmjax.train.optim import SGD, AdamW, Muon, Noam, Partitioned
 
 PARAMS = {"layers": {"up": {"kernel": np.ones((3, 2, 4)), "bias": np.ones((3, 4))}}, "scale": np.ones(())}
 
@@ -54,6 +56,36 @@ def test_adamw_clips_warms_up_and_decays_by_path():
     found = flat(run(ours, random(9), gradients))
     for name, x in expected.items():
         np.testing.assert_allclose(found[name], x, atol=2e-6, err_msg=name)
+
+
+def orthogonal_in_numpy(matrix):
+    """Jordan's five steps towards the orthogonal factor, on the side that is shorter."""
+    x = matrix / np.linalg.norm(matrix)
+    x = x.T if x.shape[0] > x.shape[1] else x
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+    return x if x.shape == matrix.shape else x.T
+
+
+def test_muon_turns_each_layers_matrix_and_moves_all_else_as_adamw():
+    ours = Muon(0.1, warmup=2, decay="constant", weight_decay=0.3, clip=0.5)
+    gradient, before = random(0), random(9)
+    found = flat(run(ours, before, [gradient]))
+    expected = adamw_in_numpy(
+        flat(before), [flat(gradient)], [0.05], {"kernel": 0.3, "bias": 0.0, "scale": 0.0}, clip=0.5, b2=0.999, eps=1e-8
+    )
+    for name in ("bias", "scale"):
+        np.testing.assert_allclose(found[name], expected[name], atol=2e-6, err_msg=name)
+    for layer, kernel in enumerate(before["layers"]["up"]["kernel"]):  # [2, 4]
+        step = 0.2 * 4**0.5 * orthogonal_in_numpy(gradient["layers"]["up"]["kernel"][layer])
+        np.testing.assert_allclose(found["kernel"][layer], kernel - 0.05 * (step + 0.3 * kernel), atol=2e-6)
+    # Momentum: an opposite gradient after many alike ones does not turn the matrix back.
+    alike = {**random(0), "layers": {"up": {"kernel": -gradient["layers"]["up"]["kernel"], "bias": np.zeros((3, 4))}}}
+    still = dataclasses.replace(ours, weight_decay=0.0)
+    *_, eighth, ninth = [flat(run(still, before, [gradient] * 8 + [alike] * n))["kernel"] for n in (0, 1)]
+    eight = flat(run(still, before, [gradient] * 7))["kernel"]
+    assert np.all(np.sum((ninth - eighth) * (eighth - eight), axis=(1, 2)) > 0)
 
 
 @pytest.mark.parametrize(
