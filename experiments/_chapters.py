@@ -1,4 +1,4 @@
-"""A chapter of the story in one command, run after run: `python -m experiments._chapters CHAPTER [OPTIONS]`.
+"""A chapter of the story in one command: `python -m experiments._chapters CHAPTER [--jobs N] [OPTIONS]`.
 
     bert         bert_cldr -> bert_names (and the same from nothing), bert_tags
     transformer  transformer_names
@@ -14,10 +14,18 @@
     minilm       bert_names and bert_tags from the weights in weights/minilm (see bert_names)
 
 OPTIONS go to each `mmjax train` and each study, such as --record. What was interrupted goes on when this is run again.
+--jobs N runs up to N at a time, each on its share of the cores: small models use one core well and two badly. What they
+print goes to runs/NAME.log, and a run waits for those that it starts from.
 """
 
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmjax.train import overrides
 
 FROM_NOTHING = ("--workdir", "runs/bert_names-scratch", "--set", "init_from=()")
 CHAPTERS = {
@@ -53,19 +61,87 @@ CHAPTERS["scenes"] = (
 CHAPTERS["minilm"] = (("bert_names", "--size", "minilm"), ("bert_tags", "--size", "minilm"))
 
 
+def words_of(run: Sequence[str]) -> list[str]:
+    stem, *own = run
+    what = [f"experiments.{stem}"] if stem.startswith("_") else ["mmjax", "train", f"experiments/{stem}.py", "--resume"]
+    return ["-m", *what, *own]
+
+
+def in_turn(runs: Sequence[Sequence[str]], options: Sequence[str]) -> int:
+    for run in runs:
+        words = [*words_of(run), *options]
+        print("python", *words, flush=True)
+        if code := subprocess.run([sys.executable, *words]).returncode:
+            return code
+    return 0
+
+
+def told(run: Sequence[str], option: str, default: str = "") -> str:
+    return dict(zip(run[1::2], run[2::2], strict=True)).get(option, default)
+
+
+def name_of(run: Sequence[str]) -> str:
+    """Its folder in runs/, by which others start from it."""
+    return Path(told(run, "--workdir", f"{run[0]}-{told(run, '--size', 'small')}")).name
+
+
+def sources_of(run: Sequence[str]) -> set[str]:
+    """The names of the runs that it starts from."""
+    size = told(run, "--size", "small")
+    sets = [value for option, value in zip(run[1::2], run[2::2], strict=True) if option == "--set"]
+    sources = overrides.load_experiment(f"experiments/{run[0]}.py", size, sets).init_from
+    return {name for one in sources for name in (one.run, f"{one.run}-{size}")}
+
+
+def needs_of(runs: Sequence[Sequence[str]]) -> dict[str, set[str]]:
+    """By name, the earlier runs that a run waits for: those that it starts from, or for a study all of them."""
+    needs: dict[str, set[str]] = {}
+    for run in runs:
+        needs[name_of(run)] = set(needs) if run[0].startswith("_") else sources_of(run) & set(needs)
+    return needs
+
+
+def at_once(runs: Sequence[Sequence[str]], options: Sequence[str], jobs: int) -> int:
+    """As `in_turn`, up to `jobs` at a time; after a failure nothing more is started."""
+    needs, waiting = needs_of(runs), {name_of(run): run for run in runs}
+    cores, running, done, code = sorted(os.sched_getaffinity(0)), {}, set(), 0
+    while running or (waiting and not code):
+        for share in range(jobs):
+            ready = next((name for name in waiting if needs[name] <= done), None)
+            if ready is not None and share not in running and not code:
+                words = [*words_of(waiting.pop(ready)), *options]
+                running[share] = ready, started(words, ready, cores[share::jobs] or cores)
+        time.sleep(0.2)
+        for share, (name, process) in list(running.items()):
+            if process.poll() is not None:
+                del running[share]
+                done.add(name)
+                print(f"{name}: exit {process.returncode}", flush=True)
+                code = code or process.returncode
+    return code
+
+
+def started(words: Sequence[str], name: str, cores: Sequence[int]) -> subprocess.Popen:
+    log = Path("runs") / f"{name}.log"
+    log.parent.mkdir(exist_ok=True)
+    print("python", *words, ">", log, flush=True)
+    with log.open("ab") as out:
+        process = subprocess.Popen([sys.executable, *words], stdout=out, stderr=subprocess.STDOUT)
+    os.sched_setaffinity(process.pid, cores)  # before it has imported anything that counts them
+    return process
+
+
 def main(chapter: str = "", *options: str) -> int:
     """The exit code of the first run that failed, 0 where all are done."""
     if chapter not in CHAPTERS:
         print(f"no chapter {chapter!r}; there are {', '.join(CHAPTERS)}", file=sys.stderr)
         return 2
-    for stem, *own in CHAPTERS[chapter]:
-        study = stem.startswith("_")
-        what = [f"experiments.{stem}"] if study else ["mmjax", "train", f"experiments/{stem}.py", "--resume"]
-        words = ["-m", *what, *own, *options]
-        print("python", *words, flush=True)
-        if code := subprocess.run([sys.executable, *words]).returncode:
-            return code
-    return 0
+    if options[:1] != ("--jobs",):
+        return in_turn(CHAPTERS[chapter], options)
+    if not (options[1:2] and options[1].isdigit() and int(options[1])):
+        print("--jobs takes how many runs go at a time, such as --jobs 2", file=sys.stderr)
+        return 2
+    return at_once(CHAPTERS[chapter], options[2:], int(options[1]))
 
 
 if __name__ == "__main__":

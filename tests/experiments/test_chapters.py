@@ -48,3 +48,40 @@ def test_options_reach_each_run_and_the_first_failure_ends_it(monkeypatch, capsy
     assert started[-1] == ["-m", "experiments._ladder", "--record"]
     assert module["main"]("nothing") == 2
     assert "no chapter 'nothing'; there are bert, " in capsys.readouterr().err
+
+
+def test_runs_at_a_time_wait_for_what_they_start_from(monkeypatch, capsys):
+    monkeypatch.chdir(EXPERIMENTS.parent)
+    module = runpy.run_path(str(EXPERIMENTS / "_chapters.py"))
+    events, polls = [], {}
+
+    class Process:
+        def __init__(self, words, name, cores):
+            events.append(("start", name))
+            self.name, self.returncode = name, None
+            assert cores and "--record" in words
+
+        def poll(self):
+            polls[self.name] = polls.get(self.name, 0) + 1
+            if polls[self.name] == {"llama_sft-small": 3}.get(self.name, 1):
+                self.returncode = 5 if self.name == failing else 0
+                events.append(("end", self.name))
+            return self.returncode
+
+    monkeypatch.setitem(module["at_once"].__globals__, "started", Process)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    failing = None
+    assert module["main"]("chat", "--jobs", "2", "--record") == 0
+    assert len(events) == 12
+    for name, needs in module["needs_of"](CHAPTERS["chat"]).items():
+        assert all(events.index(("end", one)) < events.index(("start", name)) for one in needs), name
+    running = 0
+    for event, _ in events:
+        running += 1 if event == "start" else -1
+        assert running <= 2
+    events.clear(), polls.clear()
+    failing = "llama_sft-small"
+    assert module["main"]("chat", "--jobs", "2", "--record") == 5
+    assert [name for event, name in events if event == "start"] == ["llama_text-small", "llama_sft-small"]
+    assert module["main"]("chat", "--jobs", "--record") == 2
+    assert "--jobs takes how many runs" in capsys.readouterr().err
