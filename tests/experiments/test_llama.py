@@ -244,6 +244,7 @@ def ppo_rollout(variables: dict) -> dict:
     return module("llama_ppo").Rollout(PPO_TASK)(ACTOR, variables, PROMPTS, jax.random.key(0), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("same", [False, True], ids=["other reference", "first update"])
 def test_ppos_rollout_is_what_its_four_networks_say_one_by_one(same):
     variables = ppo_variables(reference=0 if same else 3)

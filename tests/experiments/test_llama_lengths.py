@@ -60,6 +60,7 @@ def test_it_is_the_sum_of_each_decoders_mean_over_all_tokens(task, variables, re
     assert len({round(float(one), 4) for one in said.values()}) == 3
 
 
+@pytest.mark.slow
 def test_no_decoder_learns_from_anothers_mistakes(results):
     _, gradients, _, of_each, _ = results
     parts = {"learned": ("learned", "pos_embed"), "sinusoidal": ("sinusoidal",), "rotary": ("rotary",)}

@@ -33,6 +33,7 @@ def alone():
     return gradients(MeshShape(data=1).build(jax.devices()[:1]))
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_are_the_same_on_a_mesh(alone):
     (loss, wanted), _, _ = alone
     (found_loss, found), _, state = gradients(MeshShape(data=2, fsdp=2, tensor=2).build())

@@ -13,7 +13,7 @@ from mmjax.parallel.mesh import MeshShape
 from mmjax.train import overrides
 
 FILE = Path(__file__).parents[2] / "experiments" / "clip_emoji.py"
-MESHES = [MeshShape(data=8), MeshShape(data=2, fsdp=2, tensor=2)]
+MESHES = [pytest.param(MeshShape(data=8), marks=pytest.mark.slow), MeshShape(data=2, fsdp=2, tensor=2)]
 
 
 @pytest.fixture(scope="module")

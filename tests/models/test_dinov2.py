@@ -28,7 +28,7 @@ CONFIGS = {
     "giant": dinov2.DINOv2Config(GIANT, HEAD, dataclasses.replace(HEAD, prototypes=11), dinov2.sinkhorn, **SETTINGS),
     "short": dinov2.DINOv2Config(PLAIN, HEAD, None, dinov2.center_and_sharpen, **SETTINGS),
 }
-NAMES = ("giant", "short")
+NAMES = (pytest.param("giant", marks=pytest.mark.slow), "short")
 
 
 def params(name: str, prefix: str) -> dict:

@@ -43,7 +43,10 @@ def alone(variables, batch):
     return value_and_gradients(MODEL)(variables, batch)
 
 
-@pytest.mark.parametrize(("name", "remat"), [(name, "full" if "data" in name else None) for name in MESHES])
+@pytest.mark.parametrize(
+    ("name", "remat"),
+    [pytest.param("fsdp x tensor", None, marks=pytest.mark.slow), ("data x fsdp x tensor", "full")],
+)
 def test_loss_and_gradients_are_those_of_one_device(variables, batch, alone, name, remat):
     mesh = MESHES[name].build()
     model = llama.Llama(dataclasses.replace(CONFIG, compute=Compute(remat=remat)))

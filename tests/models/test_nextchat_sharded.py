@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import sharded_steps
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -39,6 +40,7 @@ def on(mesh: jax.sharding.Mesh):
     return run
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_are_the_same_on_a_mesh():
     draw = lambda x: 0.3 * np.random.default_rng(x.size).normal(size=x.shape).astype(np.float32)  # noqa: E731
     shapes = jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, 5), jnp.int32))["params"]

@@ -33,6 +33,7 @@ def experiment(size: str) -> Experiment:
     return Experiment(task, Noise(), optim.CosineAdamW(1e-3), steps=4, batch_size=16, log_every=1)
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_are_the_same_on_a_mesh():
     meshes = MeshShape(data=1).build(jax.devices()[:1]), MeshShape(data=2, fsdp=2, tensor=2).build()
     (wanted, _, _), (found, _, state) = (

@@ -182,7 +182,11 @@ def test_minibatches_are_all_rows_in_turns():
     np.testing.assert_array_equal(parts[0], parts[2])
 
 
-@pytest.mark.parametrize("name", ["pretrain", "sft", "reward", "dpo", "ppo", *(mean.__name__ for mean in grpo.MEANS)])
+SPLIT = ["sft", "dpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pretrain", "reward", "ppo"))]
+SPLIT += [pytest.param(mean.__name__, marks=pytest.mark.slow) for mean in grpo.MEANS]
+
+
+@pytest.mark.parametrize("name", SPLIT)
 def test_micro_batches_give_the_gradients_of_the_batch(lm, name):
     model, params = lm
     batch, variables = rows(), {"params": params, "reference": jax.tree.map(lambda x: x * 1.1, params)}
