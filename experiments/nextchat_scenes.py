@@ -7,9 +7,11 @@ small        about 50 minutes on one of 2 CPU cores, not recorded yet: its first
 small_200    with 200 concepts
 paper        NExT-Chat-7B, its second stage: for `mmjax plan` and pods
 
-As shikra_scenes, but for the places: no digits are read or written, and the overlap is in the loss. The third stage,
-masks through SAM, is nextchat.mask_loss. Layouts are composed, pixels are the artists' own; the numbers are of an
-artist that was never trained on.
+tiny_masks, small_masks    the third stage, from the runs of tiny or small and of sam_scenes: what SAM is asked by, and
+                           its decoder, learn to cut out what the answer speaks of; all else stays as it is
+
+As shikra_scenes, but for the places: no digits are read or written, and the overlap is in the loss. Layouts are
+composed, pixels are the artists' own; the numbers are of an artist that was never trained on.
 """
 
 import dataclasses
@@ -19,8 +21,8 @@ import jax.numpy as jnp
 
 from mmjax.data import scene_text
 from mmjax.data.scene_questions import COMPOSER, SceneQuestions
-from mmjax.evals.scene_answers import AskScenes, located, measured
-from mmjax.models import llava, nextchat
+from mmjax.evals.scene_answers import AskScenes, SceneAnswers, located, measured, segmented
+from mmjax.models import llava, nextchat, sam
 from mmjax.nn.cells import Beside
 from mmjax.nn.outputs import Aux
 from mmjax.nn.stack import Compute
@@ -68,6 +70,36 @@ def small(size: str) -> Experiment:
     )  # fmt: skip
 
 
+def mask_loss(model, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, Aux]:
+    """Scenes are as large as SAM's pictures, and square already."""
+    batch = {**batch, "boxes": batch["places"], "sam_images": batch["images"]}
+    return nextchat.mask_loss(model, variables, batch, rng, step)
+
+
+def masks(size: str) -> Experiment:
+    of = size.removesuffix("_masks")
+    steps, batch, concepts = {"tiny": (8, 8, 16), "small": (1_000, 16, 64)}[of]
+    own = sam.SamConfig.tiny(64) if of == "tiny" else sam.small()
+    made = nextchat.NextChatSegConfig(**vars(config(of)), sam_config=own)
+    cells = Beside(concepts, made.vision.width)  # they come with the run, and are neither asked nor trained
+    data = SceneQuestions(
+        scene_text.Embedded(), concepts, kinds=("where", "which", "spotting"), length=80, places=12, place_masks=True
+    )  # fmt: skip
+    few = {"count": 8} if of == "tiny" else {}
+    choice = SceneAnswers("validation", replies=segmented, **(few or {"count": 200}))
+    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if of == "tiny" else {"eval_every": 500}
+    answers = Source(f"nextchat_scenes-{of}", "params", "params")
+    cuts = Source(f"sam_scenes-{of}", "params", "params/sam")
+    return Experiment(
+        Task(nextchat.NextChatSeg(made), mask_loss, nextchat.MASK_STAGE, cells.started(init_model)), data,
+        optim.AdamW(1e-3, warmup=100, weight_decay=0.05, clip=1.0), steps, batch,
+        evals=(choice,), final_evals=(SceneAnswers("twemoji", replies=segmented, **few),),
+        sample=AskScenes("twemoji", segmented),
+        init_from=(answers, cuts),
+        **every,
+    )  # fmt: skip
+
+
 def paper() -> Experiment:
     made, composer = nextchat.nextchat_7b(), dataclasses.replace(COMPOSER, size=336, objects=(1, 6))
     compute = Compute(jnp.bfloat16, remat="full")
@@ -88,4 +120,6 @@ def loss(model, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -
 
 
 def experiment(size: str) -> Experiment:
+    if size.endswith("_masks"):
+        return masks(size)
     return paper() if size == "paper" else small(size)

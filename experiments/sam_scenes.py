@@ -48,20 +48,15 @@ def task(config: sam.SamConfig) -> Task:
 
 
 def tiny() -> Experiment:
-    data = EmojiScenes(Composer(size=32, objects=(1, 2)))
+    data = EmojiScenes(Composer(size=64, objects=(1, 2)))
     every = {"save_every": 2, "eval_every": 4, "log_every": 1}
-    return Experiment(task(sam.SamConfig.tiny()), data, optim.AdamW(1e-3), steps=4, batch_size=4, **every)
+    return Experiment(task(sam.SamConfig.tiny(64)), data, optim.AdamW(1e-3), steps=4, batch_size=4, **every)
 
 
 def small() -> Experiment:
-    vision = vitdet.ViTDetConfig(64, 8, width=128, depth=4, num_heads=4, hidden=256, window=4, global_layers=(1, 3))
-    config = sam.SamConfig(
-        vision, dim=96, num_heads=4, hidden=192, iou_hidden=96, recipe=sam.Recipe(points=1, again=0, rank_all=True),
-        compute=Compute(unroll=True),
-    )  # fmt: skip
     adamw = optim.AdamW(1e-3, warmup=100, weight_decay=0.05, clip=1.0)
     every = {"save_every": 600, "eval_every": 600, "log_every": 20}
-    return Experiment(task(config), EmojiScenes(Composer(size=64)), adamw, steps=1_800, batch_size=16, **every)
+    return Experiment(task(sam.small()), EmojiScenes(Composer(size=64)), adamw, steps=1_800, batch_size=16, **every)
 
 
 def paper() -> Experiment:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from einops import rearrange
 
-from mmjax.data import emoji, pipeline, scene_text, scene_turns, scenes
+from mmjax.data import augment, emoji, pipeline, scene_text, scene_turns, scenes
 from mmjax.data.scene_turns import Conversation, Thing, Turn
 
 MOST = 600  # concepts in the list
@@ -77,8 +77,10 @@ class SceneQuestions:
     answers: int = 56  # of which the assistant says at most so many
     places: int = 24  # K at most
     region_points: int = 0  # P, points drawn in each place that a question names; 0: none
+    place_masks: bool = False  # whether a row brings the mask of each of its places too
     kinds: tuple[str, ...] = KINDS  # that are asked, as often as scene_turns.MIX says
     twins: float = 0.3  # share of the scenes whose first two things have one name
+    recolour: augment.Augment | None = None  # of things in training, each by itself; None: colours stay the artist's
     answered: bool = False  # whether training leaves out scenes that none of `kinds` can be asked about
 
     def __post_init__(self):
@@ -96,6 +98,8 @@ class SceneQuestions:
             for _ in range(TRIES if self.answered else 1):
                 which, layouts = self._which(len(indices), pool, rng), scenes.draw(self.composer, len(indices), rng)
                 seeds = rng.integers(2**63, size=len(indices))  # a row's questions depend on nothing but its own
+                if self.recolour is not None:
+                    layouts = scenes.recoloured(layouts, self.recolour, rng)
                 left = np.array([row for row in mine if row not in found])
                 examples = self._examples(pool, which[left], scenes.take(layouts, left), "train", seeds[left])
                 for row, example in zip(left, examples, strict=True):
@@ -120,9 +124,9 @@ class SceneQuestions:
         """images uint8 [B s s 3]; input_ids int32, segments int32, spoken and attention_mask bool, all [B 1+N+length];
         cells int32 [B h w]: the thing that a cell shows, by its place in the vocabulary, -1 where none, -2 where it has
         no name there; cell_boxes float32 [B h w 4]; places float32 [B K 4], the boxes that the row speaks of, in the
-        order of its tokens, zeros behind, and of no size for a point; place_count int32 [B]; with region_points also
-        points float32 [B R P 2] of the places in questions, and region_count int32 [B]. A conversation that doesn't
-        fit into the row is left out whole."""
+        order of its tokens, zeros behind, and of no size for a point; place_count int32 [B]; with place_masks masks
+        bool [B K s s] of what is visible of the things there; with region_points points float32 [B R P 2] of the places
+        in questions, and region_count int32 [B]. A conversation that doesn't fit into the row is left out whole."""
         rngs = [np.random.default_rng(seed) for seed in seeds]
         encoded = self._encoded([[self._written(c, e.things) for c in e.conversations] for e in examples])
         rows = [self._row(e, ids, rng) for e, ids, rng in zip(examples, encoded, rngs, strict=True)]
@@ -239,7 +243,7 @@ class SceneQuestions:
         }  # fmt: skip
         row["input_ids"][:front] = self._front()
         row["attention_mask"][:front] = True
-        places, asked, start, segment = [], [], front, 0
+        places, asked, shown, start, segment = [], [], [], front, 0
         for conversation, turns in zip(example.conversations, encoded, strict=True):
             ids, spoken = conversation_ids(turns)
             marks = [(i, in_question) for turn in conversation for i, in_question in marks_of(turn)]
@@ -254,11 +258,15 @@ class SceneQuestions:
             row["input_ids"][start:stop], row["spoken"][start:stop] = ids, spoken
             row["segments"][start:stop], row["attention_mask"][start:stop] = segment, True
             places += [place for turn in conversation for place in places_of(turn, example.things)]
+            shown += [i for i, _ in marks]
             asked += pointed
             start = stop
         if places:
             row["places"][: len(places)] = places
         row["place_count"] = np.int32(len(places))
+        if self.place_masks:
+            row["masks"] = np.zeros((self.places, *example.image.shape[:2]), bool)
+            row["masks"][: len(shown)] = example.masks[shown]
         row |= {"images": example.image, **self._cells(example)}
         return row | (self._regions(example, asked, rng) if self.region_points else {})
 

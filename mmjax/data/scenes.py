@@ -51,6 +51,8 @@ class Layout(NamedTuple):
     flip: np.ndarray  # [B n] bool
     paints: np.ndarray  # [B 2 3] the background's two colours
     mix: np.ndarray  # [B K K] blend of the two (augment.background)
+    colour: np.ndarray | None = None  # [B n 3 3] acts on (R, G, B) of each object; None: drawings keep their colours
+    offset: np.ndarray | None = None  # [B n 3] added after `colour`
 
 
 class Scene(NamedTuple):
@@ -90,7 +92,14 @@ def draw(config: Composer, batch_size: int, rng: np.random.Generator) -> Layout:
 
 def take(layouts: Layout, rows: slice | np.ndarray) -> Layout:
     """The layouts of some rows."""
-    return Layout(*(field[rows] for field in layouts))
+    return Layout(*(None if field is None else field[rows] for field in layouts))
+
+
+def recoloured(layouts: Layout, config: augment.Augment, rng: np.random.Generator) -> Layout:
+    """Each object in colours of its own: hue, saturation, contrast and brightness of `config`."""
+    colour, offset = augment.colour_jitter(config, layouts.scale.size, rng)
+    shape = layouts.scale.shape
+    return layouts._replace(colour=colour.reshape(*shape, 3, 3), offset=offset.reshape(*shape, 3))
 
 
 def compose(cutouts: np.ndarray, layouts: Layout, size: int, may_flip: np.ndarray | bool = True) -> Scene:
@@ -122,6 +131,9 @@ def _paint(cutouts: np.ndarray, layouts: Layout, size: int) -> tuple[np.ndarray,
     )
     packed = augment.framed(rearrange(cutouts, "b n h w c -> (b n) h w c"))
     colour, alpha = augment.sample(packed, *augment.source_points(placed, side, size))
+    if layouts.colour is not None:
+        matrix, offset = layouts.colour.reshape(-1, 3, 3), layouts.offset.reshape(-1, 3, 1)
+        colour = np.clip(matrix @ colour + offset * alpha, 0, alpha)
     drawn = np.arange(most) < layouts.count[:, None]  # [B n]
     colour, alpha = (
         rearrange(x, "(b n) c p -> b n c p", n=most) * drawn[..., None, None] for x in (colour, alpha)

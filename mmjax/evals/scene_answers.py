@@ -4,7 +4,8 @@ Metrics of a split "twemoji", for each kind of question:
     twemoji/what ...         share of answers that are right to the letter: names, numbers, yes and no, captions; of
                              a chain, that its end is right
     twemoji/where, which     share of boxes that overlap the true one by more than half; with /iou the mean overlap, and
-                             with /failed the answers that hold not exactly one box
+                             with /failed the answers that hold not exactly one box; of a model that cuts out, with
+                             /mask_iou the mean overlap of masks, and with /filled_iou that of its boxes, filled
     twemoji/spotting         captions in which every name and every box is right; with /recall the share of boxes
     twemoji/caption/chrf     Popovic 2015 (evals.translation)
     .../majority             what the commonest answer scores; of boxes, the box of mean size in the middle
@@ -26,9 +27,11 @@ from mmjax.data.scene_questions import Example, SceneQuestions
 from mmjax.data.scene_turns import Conversation, Turn
 from mmjax.evals import grounding, translation
 from mmjax.evals.search import square
+from mmjax.evals.segmentation import filled
 from mmjax.models import nextchat
 from mmjax.nn.outputs import Answer, Request, Result
 from mmjax.nn.sampling import Sampling, generate
+from mmjax.ops import segmentation
 from mmjax.report import annotate
 
 SHOWN = 12
@@ -42,6 +45,7 @@ _BRACKETS = re.compile(r"\[[^\]]*\]")
 class Reply(NamedTuple):
     text: str
     boxes: list[list[float]]  # in the order of the text, x0, y0, x1, y1 in [0, 1]
+    masks: Sequence[np.ndarray] | None = None  # of each box [h w] bool; None: the model cuts nothing out
 
 
 # (model, variables, data, examples, conversations, most tokens) -> replies to the last question of each
@@ -64,8 +68,10 @@ def greedy(model, variables, data, examples, conversations, tokens, batch_size: 
     return [Reply(text, [box for group in read_boxes(data, text) for box in group]) for text in texts]
 
 
-def located(model, variables, data, examples, conversations, tokens, batch_size: int = 250) -> list[Reply]:
-    """Of a NExT-Chat, whose places are no text."""
+def located(
+    model, variables, data, examples, conversations, tokens, batch_size: int = 250, masks: bool = False
+) -> list[Reply]:
+    """Of a NExT-Chat, whose places are no text; masks: of its third stage, which cuts them out too."""
     sampling, replies = Sampling(stop_ids=(scene_text.id_of(scene_text.END),)), []
     for n in range(0, len(examples), batch_size):
         batch = data.prompts(examples[n : n + batch_size], conversations[n : n + batch_size])
@@ -74,11 +80,25 @@ def located(model, variables, data, examples, conversations, tokens, batch_size:
         inputs = {"images": batch["images"], "boxes": batch["places"]}
         prompts = batch["input_ids"], batch["attention_mask"]
         said = nextchat.generate(model, variables, *prompts, max_new_tokens=tokens, sampling=sampling, inputs=inputs)
-        said = jax.device_get(said.replace(states=()))
+        found = np.asarray(said.found) & (np.arange(said.found.shape[1]) < np.asarray(said.lengths)[:, None])
+        most = int(found.sum(1).max())
+        cut = np.asarray(cut_out(model, variables, batch["images"], said, found, most)) if masks and most else None
+        texts, boxes = np.asarray(said.tokens), np.asarray(said.boxes)
         for row in range(count):
-            found = said.found[row] & (np.arange(said.found.shape[1]) < said.lengths[row])
-            replies.append(Reply(words(said.tokens[row]), said.boxes[row, found].tolist()))
+            own = () if cut is None else cut[row, : found[row].sum()]
+            replies.append(Reply(words(texts[row]), boxes[row, found[row]].tolist(), own if masks else None))
     return replies
+
+
+segmented = functools.partial(located, masks=True)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "most"))
+def cut_out(model, variables, images, said: nextchat.Located, found: jax.Array, most: int) -> jax.Array:
+    """Masks [B most h w] bool of the first places that each answer speaks of; found [B N]: which tokens do."""
+    states, boxes = (nextchat.take(values, found, most)[0] for values in (said.states, said.boxes))
+    out = model.apply(variables, images, states, boxes, method="segment")
+    return segmentation.resize(out.pred_masks[:, :, 0], *images.shape[1:3]) > 0
 
 
 def padded(batch: dict, rows: int) -> dict:
@@ -152,6 +172,12 @@ def scored(data, kind, examples, conversations, replies) -> tuple[np.ndarray, di
         found = [reply.boxes[0] if len(reply.boxes) == 1 else None for reply in replies]
         numbers = grounding.referring(found, wanted)
         more = {f"/{name}": numbers[name] for name in ("iou", "failed", "acc@0.75", "acc@0.5:0.95")}
+        if replies[0].masks is not None:
+            shapes = [example.masks[turn.boxes[-1][0]] for example, turn in zip(examples, turns, strict=True)]
+            cut = [reply.masks[0] if len(reply.boxes) == 1 else None for reply in replies]
+            boxes = [box and filled(box, *shapes[0].shape) for box in found]
+            more["/mask_iou"] = grounding.segmenting(cut, shapes)["miou"]
+            more["/filled_iou"] = grounding.segmenting(boxes, shapes)["miou"]
         return grounding.overlaps(found, wanted) > 0.5, more
     if kind in LISTED:
         wanted = [boxes_of(example, turn) for example, turn in zip(examples, turns, strict=True)]
@@ -221,7 +247,7 @@ def sheet(data: SceneQuestions, shown: Sequence[tuple], most: int = 24) -> np.nd
         true = data.form.write(conversation[-1], example.things).answer
         lines += [annotate.Line(reply.text, bool(right)), annotate.Line(f"true: {true}")]
         truth = boxes_of(example, conversation[-1])
-        items.append(annotate.Card(annotate.annotated(example.image, reply.boxes, truth), lines))
+        items.append(annotate.Card(annotate.annotated(example.image, reply.boxes, truth, reply.masks or ()), lines))
     return annotate.cards(items)
 
 

@@ -14,6 +14,7 @@ B scenes, h pixels along a side, n objects, N patches, D width.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -45,6 +46,12 @@ def square_side(count: int) -> int:
     if side**2 != count:
         raise ValueError(f"{count} patches are no square; segmentation reads square scenes, so give it those")
     return side
+
+
+def filled(box: Sequence[float], height: int, width: int) -> np.ndarray:
+    """x0, y0, x1, y1 in [0, 1] -> [height width] bool, the pixels whose middle lies inside."""
+    x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
+    return ((box[1] < y) & (y < box[3]))[:, None] & (box[0] < x) & (x < box[2])
 
 
 def as_pixels(patches: np.ndarray, size: int) -> np.ndarray:

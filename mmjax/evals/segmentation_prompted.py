@@ -23,7 +23,7 @@ import numpy as np
 from einops import rearrange
 
 from mmjax.evals import features
-from mmjax.evals.segmentation import iou
+from mmjax.evals.segmentation import filled, iou
 from mmjax.nn.outputs import Result
 from mmjax.ops import segmentation
 from mmjax.report import pictures
@@ -77,7 +77,7 @@ class PromptedMasks:
         by_point, by_box = (
             tuple(np.concatenate(x) for x in zip(*part, strict=True)) for part in zip(*parts, strict=True)
         )
-        filled = np.stack([_filled(box, size) for box in rearrange(scene.boxes, "b n x -> (b n) x")])
+        filled = np.stack([filled(box, size, size) for box in rearrange(scene.boxes, "b n x -> (b n) x")])
         scores = {
             "point_iou": iou(_trusted(*by_point), scene.masks),
             f"point_iou{CHANCE}": iou(np.ones_like(scene.masks), scene.masks),
@@ -94,12 +94,6 @@ class PromptedMasks:
 def _trusted(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """[B n K h h], [B n K] -> [B n h h], of each the mask of the highest score."""
     return np.take_along_axis(masks, scores.argmax(-1)[..., None, None, None], 2)[:, :, 0]
-
-
-def _filled(box: np.ndarray, size: int) -> np.ndarray:  # [4] in [0, 1] -> [size size] bool
-    middles = (np.arange(size) + 0.5) / size
-    columns, rows = ((box[k] < middles) & (middles < box[k + 2]) for k in (0, 1))
-    return rows[:, None] & columns
 
 
 def _sheet(scene: Any, at: np.ndarray, by_point: np.ndarray, by_box: np.ndarray) -> np.ndarray:

@@ -352,9 +352,12 @@ class NextChatSeg(NextChat):
         self.seg_prompt = TwoLayers(c.language.width, c.prompt_tokens * c.sam_config.dim, dtype, llava.torch_linear)
         self.sam = sam.SAM(c.sam_config)
 
-    def __call__(self, *args: Any, **options: Any) -> NextChatOutput:
+    def __call__(
+        self, input_ids: jax.Array, images: jax.Array | None = None, attention_mask: jax.Array | None = None,
+        positions: jax.Array | None = None, segments: jax.Array | None = None, *, boxes: jax.Array | None = None,
+    ) -> NextChatOutput:  # fmt: skip
         """As NextChat's."""
-        out = super().__call__(*args, **options)
+        out = super().__call__(input_ids, images, attention_mask, positions, segments, boxes=boxes)
         if self.is_initializing():
             side = self.config.sam_config.vision.image_size
             self.segment(jnp.zeros((1, side, side, 3)), out.states[:1], out.boxes[:1])

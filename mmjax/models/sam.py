@@ -87,8 +87,10 @@ class SamConfig:
             )
 
     @classmethod
-    def tiny(cls) -> "SamConfig":
-        vision = vitdet.ViTDetConfig(32, 8, width=16, depth=3, num_heads=2, hidden=32, window=3, global_layers=(2,))
+    def tiny(cls, image_size: int = 32) -> "SamConfig":
+        vision = vitdet.ViTDetConfig(
+            image_size, 8, width=16, depth=3, num_heads=2, hidden=32, window=3, global_layers=(2,)
+        )
         return cls(vision, dim=16, num_heads=2, hidden=32, iou_hidden=16, recipe=Recipe(points=1))
 
 
@@ -102,6 +104,12 @@ def vit_l() -> SamConfig:
 
 def vit_h() -> SamConfig:
     return SamConfig(vitdet.ViTDetConfig(1024, 16, 1280, 32, 16, 5120, global_layers=(7, 15, 23, 31)))
+
+
+def small() -> SamConfig:  # not published: pictures of 64 pixels, in minutes on a CPU
+    vision = vitdet.ViTDetConfig(64, 8, width=128, depth=4, num_heads=4, hidden=256, window=4, global_layers=(1, 3))
+    recipe, compute = Recipe(points=1, again=0, rank_all=True), Compute(unroll=True)
+    return SamConfig(vision, dim=96, num_heads=4, hidden=192, iou_hidden=96, recipe=recipe, compute=compute)
 
 
 @struct.dataclass
@@ -312,20 +320,14 @@ class SAM(nn.Module):
                 tokens.append(self.encode_points(empty, jnp.full(empty.shape[:-1], NOT_A_POINT)))
         if boxes is not None:
             corners = rearrange(boxes, "b p (n x) -> b p n x", n=2)
-            tokens.append(
-                self.encode_points(corners, jnp.full(corners.shape[:-1], TOP_LEFT).at[..., 1].set(BOTTOM_RIGHT))
-            )
+            which = jnp.broadcast_to(jnp.array([TOP_LEFT, BOTTOM_RIGHT]), corners.shape[:-1])
+            tokens.append(self.encode_points(corners, which))
         return jnp.concatenate(tokens, 2) if tokens else None
 
     def decode(
-        self,
-        image_embeddings: jax.Array,
-        sparse: jax.Array | None = None,
-        input_masks: jax.Array | None = None,
-        *,
-        multimask: bool = True,
-        counts: jax.Array | None = None,
-    ) -> SamOutput:
+        self, image_embeddings: jax.Array, sparse: jax.Array | None = None, input_masks: jax.Array | None = None,
+        *, multimask: bool = True, counts: jax.Array | None = None,
+    ) -> SamOutput:  # fmt: skip
         """image_embeddings [B S S C]; sparse [B P T C] of any origin; input_masks [B P|1 4S 4S] logits of an earlier
         answer; counts [B P T] bool, False for tokens that nobody shall see."""
         dense = self.prompt.dense(input_masks)

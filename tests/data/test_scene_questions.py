@@ -1,9 +1,11 @@
 """Rows of scenes: what is packed behind a picture, where its places are, and who may be in it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from mmjax.data import emoji, scene_questions, scene_text
+from mmjax.data import augment, emoji, scene_questions, scene_text, scenes
 from mmjax.data.scene_questions import SceneQuestions
 from mmjax.text import coordinates
 
@@ -73,6 +75,31 @@ def test_regions_too_do_not_depend_on_who_builds_them():
     assert whole["points"].shape == (6, 12, 9, 2)
     for name, x in whole.items():
         np.testing.assert_array_equal(np.concatenate([half[name] for half in halves]), x)
+
+
+def test_training_recolours_things_and_nothing_else():
+    plain = SceneQuestions(place_masks=True)
+    tinted = dataclasses.replace(plain, recolour=augment.Augment())
+    before, after = (data.batches(6, seed=5)[0] for data in (plain, tinted))
+    assert (before["images"] != after["images"]).any()
+    for name in before.keys() - {"images"}:
+        np.testing.assert_array_equal(before[name], after[name])
+    halves = [tinted.batches(6, 5, rows)[0] for rows in (slice(0, 2), slice(2, 6))]
+    np.testing.assert_array_equal(np.concatenate([half["images"] for half in halves]), after["images"])
+    for one, other in zip(plain.examples("validation", 3), tinted.examples("validation", 3), strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+
+
+def test_the_kth_mask_is_that_of_the_kth_place(examples):
+    data = SceneQuestions(scene_text.Embedded(), place_masks=True)
+    batch = packed(data, examples)
+    assert batch["masks"].shape == (len(examples), 24, 64, 64)
+    for b, count in enumerate(batch["place_count"]):
+        assert not batch["masks"][b, count:].any()
+        boxes, present = scenes.enclosing(batch["masks"][b, :count])
+        assert present.all()
+        of_size = batch["places"][b, :count, 0] < batch["places"][b, :count, 2]  # the others are points
+        np.testing.assert_allclose(boxes[of_size], batch["places"][b, :count][of_size], atol=1e-6)
 
 
 def test_questions_of_a_split_stay_the_same(numbers):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmjax.data import emoji, scenes
+from mmjax.data import augment, emoji, scenes
 
 RED, GREEN, BLUE = [255, 0, 0], [0, 255, 0], [0, 0, 255]
 
@@ -122,3 +122,22 @@ def test_misuse_is_refused_with_both_numbers():
         scenes.Composer(objects=(3, 2))
     with pytest.raises(ValueError, match=r"\[1 2 S S 4\] as the layouts have it, got \[1, 3, 8, 8, 4\]"):
         scenes.compose(np.zeros((1, 3, 8, 8, 4), np.uint8), layout(1, [1, 1], [[0, 0], [0, 0]]), 8)
+
+
+def test_each_object_has_colours_of_its_own_and_the_ground_keeps_its():
+    cutouts = np.stack([square(RED), square(RED)])[None]
+    plain = layout(2, [0.5, 0.5], [[-0.25, -0.25], [0.25, 0.25]])
+    swapped, darker = np.eye(3, dtype=np.float32)[[2, 1, 0]], 0.5 * np.eye(3, dtype=np.float32)
+    given = plain._replace(colour=np.stack([swapped, darker])[None], offset=np.float32([[[0, 0, 0], [0, 0.2, 0]]]))
+    image = scenes.compose(cutouts, given, 8).images[0]
+    np.testing.assert_allclose(image[1, 1], BLUE, atol=1)
+    np.testing.assert_allclose(image[6, 6], [127.5, 51, 0], atol=1)
+    assert (image[:4, 4:] == 255).all()
+    config, batch = augment.Augment(), scenes.draw(scenes.Composer(), 5, np.random.default_rng(0))
+    drawn = scenes.recoloured(batch, config, np.random.default_rng(1))
+    assert drawn.colour.shape == (5, 3, 3, 3)
+    assert scenes.take(drawn, slice(2)).offset.shape == (2, 3, 3)
+    np.testing.assert_array_equal(drawn.scale, batch.scale)
+    still = augment.Augment(hue=0.0, saturation=0.0, contrast=0.0, brightness=0.0)
+    unchanged = scenes.compose(cutouts, scenes.recoloured(plain, still, np.random.default_rng(1)), 8)
+    np.testing.assert_array_equal(unchanged.images, scenes.compose(cutouts, plain, 8).images)

@@ -1,6 +1,7 @@
 """The experiments on scenes at their tiny size, one starting from the other, and what they are told of the data."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 
 from mmjax.data import scene_text
+from mmjax.evals import scene_answers
+from mmjax.models import nextchat
 from mmjax.nn.outputs import Request
 from mmjax.train import loop, overrides, run_folder, sources, step, trees
 
@@ -21,18 +24,21 @@ SIZES = {
     "llava_scenes": ("small", "small_linear", "small_qformer", "small_align", "small_instruct", "small_clip",
                      "small_dino", "small_additive", "small_interleaved", "small_tuned", "paper"),
     "shikra_scenes": ("small", "small_200", "paper"), "ferret_scenes": ("small", "small_plain", "small_200", "paper"),
-    "nextchat_scenes": ("small", "small_200", "paper"),
+    "nextchat_scenes": ("small", "small_200", "small_masks", "paper"),
     "vit_scenes": ("small", "small_200", "paper"), "llama_scenes": ("small", "small_200", "paper"),
 }  # fmt: skip
 
 
-def trained(stem: str, folder: Path):
-    recipe = run_folder.Recipe(Path("experiments") / f"{stem}.py", "tiny")
+HOME = Path(__file__).parents[2]
+
+
+def trained(stem: str, folder: Path, size: str = "tiny"):
+    recipe = run_folder.Recipe(HOME / "experiments" / f"{stem}.py", size)
     experiment = recipe.build()
-    if stem in START:
+    if size == "tiny":
         experiment = dataclasses.replace(experiment, evals=(), final_evals=())
     mesh = experiment.mesh.build(jax.devices()[:1])
-    return experiment, loop.train(experiment, folder / f"{stem}-tiny", recipe=recipe, mesh=mesh)
+    return experiment, loop.train(experiment, folder / f"{stem}-{size}", recipe=recipe, mesh=mesh)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +53,7 @@ def runs(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("stem", STEMS)
 def test_it_runs_from_what_sees_and_what_speaks(stem, runs, monkeypatch):
     monkeypatch.chdir(runs.parent)
-    home = Path(__file__).parents[2]
-    recipe = run_folder.Recipe(home / "experiments" / f"{stem}.py", "tiny")
+    recipe = run_folder.Recipe(HOME / "experiments" / f"{stem}.py", "tiny")
     experiment = recipe.build()
     mesh = experiment.mesh.build(jax.devices()[:1])
     outcome = loop.train(experiment, runs / f"{stem}-tiny", recipe=recipe, mesh=mesh)
@@ -62,6 +67,29 @@ def test_it_runs_from_what_sees_and_what_speaks(stem, runs, monkeypatch):
     assert answer.pictures["answer"].ndim == 3
     with pytest.raises(ValueError, match="there is no question"):
         experiment.sample(model, variables, Request((), (image,)), experiment.data, jax.random.key(0))
+
+
+@pytest.mark.train
+def test_nextchat_learns_to_cut_out_and_nothing_else_changes(runs, tmp_path, monkeypatch):
+    runs = shutil.copytree(runs, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    trained("sam_scenes", runs)
+    _, before = trained("nextchat_scenes", runs)
+    experiment, outcome = trained("nextchat_scenes", runs, "tiny_masks")
+    assert {"twemoji/where/mask_iou", "twemoji/where/filled_iou"} <= outcome.metrics.keys()
+    model, variables = experiment.task.model, outcome.state.variables
+    params = variables["params"]
+    for part in ("vision", "projector", "language", "loc_decoder"):
+        jax.tree.map(np.testing.assert_array_equal, params[part], before.state.variables["params"][part])
+    answer = experiment.sample(model, variables, Request(("where is the key?",)), experiment.data, None)
+    assert answer.pictures["answer"].ndim == 3
+    # It has learned to say no place, so its masks are looked at where it is told to have said two.
+    rng = np.random.default_rng(0)
+    found, states = np.array([[True, False, True]]), rng.normal(size=(1, 3, model.config.language.width))
+    said = nextchat.Located(np.zeros((1, 3)), np.array([3]), np.full((1, 3, 4), 0.4), found, states.astype(np.float32))
+    masks = scene_answers.cut_out(model, variables, np.zeros((1, 64, 64, 3), np.uint8), said, found, 2)
+    assert masks.shape == (1, 2, 64, 64)
+    assert masks.dtype == bool
 
 
 @pytest.mark.parametrize("stem", SIZES)
