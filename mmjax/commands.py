@@ -12,7 +12,6 @@ SPEECH = ("system", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", 
 
 
 def train(asked: argparse.Namespace) -> int:
-    from mmjax import weights
     from mmjax.parallel import distributed
     from mmjax.train import loop, run_folder
 
@@ -24,11 +23,18 @@ def train(asked: argparse.Namespace) -> int:
     recipe = run_folder.Recipe(asked.file, asked.size, tuple(asked.overrides))
     experiment, workdir = recipe.build(), asked.workdir or run_folder.default(recipe)
     loop.train(
-        experiment, workdir, recipe=recipe, resume=asked.resume, load_hf=weights.load_hf,
+        experiment, workdir, recipe=recipe, resume=asked.resume, load_hf=_weights,
         record=RECORDS if asked.record else None, wandb=asked.wandb, verify=asked.verify,
     )  # fmt: skip
     distributed.barrier("end", timeout=3600)  # process 0 may still write the report
     return 0
+
+
+def _weights(path: Path) -> tuple[Any, Any]:
+    """Model and variables of a folder of Hugging Face's, or of a GGUF file."""
+    from mmjax import weights
+
+    return weights.load_gguf(path) if path.is_file() else weights.load_hf(path)
 
 
 def eval(asked: argparse.Namespace) -> int:

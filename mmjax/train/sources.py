@@ -55,9 +55,9 @@ def read(source: Source, size: str, runs: Path, load_hf: Callable | None, place:
 
 
 def find(source: Source, size: str, runs: Path) -> Path:
-    """The folder that a source means: a folder of that name, else the run of the experiment of that stem."""
+    """What a source means: a folder or a file of that name, else the run of the experiment of that stem."""
     folder = Path(source.run)
-    if (folder / run_folder.CONFIG).is_file():
+    if (folder / run_folder.CONFIG).is_file() or folder.is_file():
         return folder
     if len(folder.parts) == 1 and folder.suffix == "":
         stem, size = named_run(source, size)
@@ -70,7 +70,8 @@ def find(source: Source, size: str, runs: Path) -> Path:
         )
     raise FileNotFoundError(
         f"this experiment starts from {folder}, which is neither a run folder nor a folder with the config.json and "
-        "*.safetensors of a model"
+        "*.safetensors of a model, nor a GGUF file; the experiment's first lines say where weights come from, and "
+        "--set init_from.0.run=PATH (or 1, 2, ...) names another place"
     )
 
 

@@ -38,6 +38,13 @@ def test_weights_of_other_libraries_are_read_by_what_is_handed_in(folder):
     assert found["judge"]["params"]["scale"].sharding.device_set == set(jax.devices())
 
 
+def test_a_file_is_read_too(tmp_path):
+    file = tmp_path / "a.gguf"
+    file.touch()
+    found = sources.load((Source(str(file), "params/vision", "params/eyes"),), "small", load_hf=load_hf)
+    np.testing.assert_array_equal(found["params"]["eyes"]["kernel"], WEIGHTS["params"]["vision"]["kernel"])
+
+
 def test_nobody_to_read_them_is_an_error(folder):
     with pytest.raises(ValueError, match=r"nothing here can read them \(load_hf is None\)"):
         sources.load((Source(str(folder)),), "small")
@@ -54,6 +61,7 @@ def test_two_sources_for_one_place_are_an_error(folder):
     [
         ("clip_emoji", "mmjax train experiments/clip_emoji.py --size tiny"),
         ("some/folder", "some/folder, which is neither a run folder nor"),
+        ("weights/a.gguf", "weights/a.gguf, which is .* nor a GGUF file; .* --set init_from.0.run=PATH"),
     ],
 )
 def test_what_is_missing_is_named(run, message, tmp_path):
