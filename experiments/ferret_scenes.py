@@ -1,7 +1,7 @@
 """Ferret on scenes: what a question points at is sampled from the picture, at every pixel that belongs to it.
 
 tiny        seconds: does everything once, learns nothing
-small       about 50 minutes on one of 2 CPU cores, not recorded yet
+small       about 35 minutes on one CPU core, not recorded yet
 small_plain as small, with the mean over the region in place of the spatial-aware sampler
 small_200   with 200 concepts
 paper       Ferret-7B: for `mmjax plan` and pods
@@ -52,7 +52,7 @@ def config(size: str) -> ferret.FerretConfig:
 
 def small(size: str) -> Experiment:
     steps, batch, concepts = {
-        "tiny": (8, 8, 16), "small": (6_000, 32, 64), "small_plain": (6_000, 32, 64), "small_200": (9_000, 32, 200),
+        "tiny": (8, 8, 16), "small": (3_200, 32, 64), "small_plain": (3_200, 32, 64), "small_200": (3_200, 32, 200),
     }[size]  # fmt: skip
     made, of = config(size), size.removesuffix("_plain")
     cells = Beside(concepts, made.llava.vision.width)
@@ -62,7 +62,7 @@ def small(size: str) -> Experiment:
     data = SceneQuestions(scene_text.Regions(), concepts, answers=ANSWERS, region_points=made.sampler.points)
     return Experiment(
         Task(ferret.Ferret(made), Loss(cells), init=cells.started(init_model)), data,
-        optim.AdamW(2e-3, warmup=200, weight_decay=0.05, clip=1.0), steps, batch, **measured(size == "tiny"),
+        optim.Muon(2e-3, warmup=100, weight_decay=0.05, clip=1.0), steps, batch, **measured(size == "tiny"),
         sample=AskScenes("twemoji"), init_from=(sees, speaks), **every,
     )  # fmt: skip
 

@@ -50,6 +50,6 @@ def experiment(size: str) -> Experiment:
     few = {"count": 8, "kinds": ("what", "where")} if size == "tiny" else {}
     return Experiment(
         Task(llama.Llama(config(size)), loss), SceneQuestions(vocabulary=concepts, image_tokens=0, answers=ANSWERS),
-        optim.AdamW(2e-3, warmup=100, weight_decay=0.05, clip=1.0), steps, batch,
+        optim.Muon(2e-3, warmup=100, weight_decay=0.05, clip=1.0), steps, batch,
         final_evals=(SceneAnswers("twemoji", **few),), sample=AskScenes("twemoji"), **every,
     )  # fmt: skip

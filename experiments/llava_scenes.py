@@ -3,13 +3,14 @@
 tiny                seconds: does everything once, learns nothing
 paper               LLaVA-1.5-7B, stage 2: for `mmjax plan` and pods
 
-Each about 10 minutes on one of 2 CPU cores, not recorded yet, after vit_scenes and llama_scenes. The two stages as they
+Each about 8 minutes on one CPU core, not recorded yet, after vit_scenes and llama_scenes. The two stages as they
 are published, with the tower of vit_scenes as it is:
 small_align         the projector alone, on captions, into a language model that stays as it is
 small_instruct      from there, projector and language model on all kinds of questions
 
 The adapter differs, at 64 tokens a picture, and the tower of vit_scenes is trained on, in one stage:
 small               a projector of two layers
+small_long          the same, trained nine times as long
 small_linear        of one layer
 small_qformer       64 queries that read the patches through a Q-Former of two blocks
 
@@ -47,7 +48,7 @@ from mmjax.train.task import Task, init_model
 
 ANSWERS = 40  # tokens that the assistant says in a row, at most
 KINDS = ("what", "point", "is", "count", "left", "right", "above", "below", "bigger", "behind", "caption")
-ADAPTERS = ("tiny", "small", "small_linear", "small_qformer")  # sizes that train the tower of vit_scenes on
+ADAPTERS = ("tiny", "small", "small_long", "small_linear", "small_qformer")  # they train the tower of vit_scenes on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +155,9 @@ def config(size: str) -> llava.LlavaConfig:
 
 
 def small(size: str) -> Experiment:
-    steps, batch, concepts = (8, 8, 16) if size == "tiny" else (1_500, 32, 64)
+    steps, batch, concepts = (8, 8, 16) if size == "tiny" else (9_000 if size == "small_long" else 1_000, 32, 64)
     made, of, kinds = config(size), "tiny" if size == "tiny" else "small", KINDS
-    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 750}
+    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}
     if size in ADAPTERS:
         beside = Beside(concepts, made.vision.width)
         task = Task(llava.Llava(made), Loss(beside), init=beside.started(init_model))
@@ -174,7 +175,7 @@ def small(size: str) -> Experiment:
     )  # fmt: skip
     return Experiment(
         task, data,
-        optim.AdamW(2e-3, warmup=100, weight_decay=0.05, clip=1.0), steps, batch,
+        optim.Muon(2e-3, warmup=100, weight_decay=0.05, clip=1.0), steps, batch,
         **measured(size == "tiny"), sample=AskScenes("twemoji"), init_from=sources, **every,
     )  # fmt: skip
 

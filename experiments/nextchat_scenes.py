@@ -1,14 +1,13 @@
 """NExT-Chat on scenes: a place is a vector, decoded into a box and into a mask.
 
-tiny         seconds: does everything once, learns nothing
-small        about 50 minutes on one of 2 CPU cores, not recorded yet: its first two stages in one, places as boxes;
-             with `--set steps=2500` 22 minutes, and on the held-out artist: what 0.47, count 0.87, left 0.50, boxes
-             0.25
-small_200    with 200 concepts
-paper        NExT-Chat-7B, its second stage: for `mmjax plan` and pods
-
-tiny_masks, small_masks    the third stage, from the runs of tiny or small and of sam_scenes: what SAM is asked by, and
-                           its decoder, learn to cut out what the answer speaks of; all else stays as it is
+tiny          seconds: does everything once, learns nothing
+small         about 32 minutes on one CPU core: its first two stages in one, places as boxes
+small_long    as small, about 90 minutes
+small_200     with 200 concepts
+small_masks   the third stage, from the runs of small and of sam_scenes: what SAM is asked by, and its decoder, learn to
+              cut out what an answer speaks of; all else stays as it is
+tiny_masks    the same in seconds, from the runs of tiny
+paper         NExT-Chat-7B, its second stage: for `mmjax plan` and pods
 
 As shikra_scenes, but for the places: no digits are read or written, and the overlap is in the loss. Layouts are
 composed, pixels are the artists' own; the numbers are of an artist that was never trained on.
@@ -56,16 +55,19 @@ def tokens() -> dict[str, int]:
 
 
 def small(size: str) -> Experiment:
-    steps, batch, concepts = {"tiny": (8, 8, 16), "small": (6_000, 32, 64), "small_200": (9_000, 32, 200)}[size]
+    steps, batch, concepts = {
+        "tiny": (8, 8, 16), "small": (3_200, 32, 64), "small_long": (9_000, 32, 64), "small_200": (3_200, 32, 200),
+    }[size]  # fmt: skip
+    of = size.removesuffix("_long")
     made = config(size)
     cells = Beside(concepts, made.vision.width)
-    sees = Source(f"vit_scenes-{size}", "params", "params")
-    speaks = Source(f"llama_scenes-{size}", "params", "params/language")
+    sees = Source(f"vit_scenes-{of}", "params", "params")
+    speaks = Source(f"llama_scenes-{of}", "params", "params/language")
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}
     return Experiment(
         Task(nextchat.NextChat(made), Loss(cells), init=cells.started(init_model)),
         SceneQuestions(scene_text.Embedded(), concepts, answers=ANSWERS),
-        optim.AdamW(2e-3, warmup=200, weight_decay=0.05, clip=1.0), steps, batch,
+        optim.Muon(2e-3, warmup=100, weight_decay=0.05, clip=1.0), steps, batch,
         **measured(size == "tiny", located), sample=AskScenes("twemoji", located), init_from=(sees, speaks), **every,
     )  # fmt: skip
 

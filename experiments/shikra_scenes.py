@@ -1,8 +1,8 @@
 """Shikra on scenes: places are numbers in the text, read and written.
 
 tiny        seconds: does everything once, learns nothing
-small       about 50 minutes on one of 2 CPU cores, not recorded yet; with `--set steps=2500` 22 minutes, and on the
-            held-out artist: what 0.69, count 0.85, left 0.60, boxes 0.40, and presence still a guess
+small       about 32 minutes on one CPU core, not recorded yet
+small_long  as small, about 90 minutes
 small_200   with 200 concepts
 paper       Shikra-7B, its second stage: for `mmjax plan` and pods
 
@@ -48,16 +48,19 @@ def config(size: str) -> llava.LlavaConfig:
 
 
 def small(size: str) -> Experiment:
-    steps, batch, concepts = {"tiny": (8, 8, 16), "small": (6_000, 32, 64), "small_200": (9_000, 32, 200)}[size]
+    steps, batch, concepts = {
+        "tiny": (8, 8, 16), "small": (3_200, 32, 64), "small_long": (9_000, 32, 64), "small_200": (3_200, 32, 200),
+    }[size]  # fmt: skip
+    of = size.removesuffix("_long")
     made = config(size)
     cells = Beside(concepts, made.vision.width)
-    sees = Source(f"vit_scenes-{size}", "params", "params")
-    speaks = Source(f"llama_scenes-{size}", "params", "params/language")
+    sees = Source(f"vit_scenes-{of}", "params", "params")
+    speaks = Source(f"llama_scenes-{of}", "params", "params/language")
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}
     return Experiment(
         Task(llava.Llava(made), Loss(cells), init=cells.started(init_model)),
         SceneQuestions(vocabulary=concepts, answers=ANSWERS),
-        optim.AdamW(2e-3, warmup=200, weight_decay=0.05, clip=1.0), steps, batch, **measured(size == "tiny"),
+        optim.Muon(2e-3, warmup=100, weight_decay=0.05, clip=1.0), steps, batch, **measured(size == "tiny"),
         sample=AskScenes("twemoji"), init_from=(sees, speaks), **every,
     )  # fmt: skip
 

@@ -48,7 +48,7 @@ def loss(model: SceneEncoder, variables: dict, batch: dict, rng: jax.Array, step
 
 def experiment(size: str) -> Experiment:
     steps, batch, concepts = {
-        "tiny": (8, 8, 16), "small": (2_400, 32, 64), "small_200": (3_600, 32, 200), "paper": (100_000, 1024, 600),
+        "tiny": (8, 8, 16), "small": (3_000, 32, 64), "small_200": (3_000, 32, 200), "paper": (100_000, 1024, 600),
     }[size]  # fmt: skip
     sees = llava.of_size("tiny" if size == "tiny" else "small", 600, 0)
     config, composer, compute = sees.vision, COMPOSER, sees.compute
@@ -61,8 +61,8 @@ def experiment(size: str) -> Experiment:
         cells=config.image_size // config.patch_size,
     )  # fmt: skip
     model = SceneEncoder(config, concepts, compute)
-    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 800}
+    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}
     return Experiment(
-        Task(model, loss), data, optim.CosineAdamW(3e-3, warmup=100, weight_decay=0.05), steps, batch,
+        Task(model, loss), data, optim.Muon(3e-3, warmup=100, weight_decay=0.05, clip=1.0), steps, batch,
         evals=(CellNames("validation"),), final_evals=(CellNames("twemoji"),), sample=LookAtCells("twemoji"), **every,
     )  # fmt: skip

@@ -80,7 +80,7 @@ class SceneQuestions:
     place_masks: bool = False  # whether a row brings the mask of each of its places too
     kinds: tuple[str, ...] = KINDS  # that are asked, as often as scene_turns.MIX says
     twins: float = 0.3  # share of the scenes whose first two things have one name
-    recolour: augment.Augment | None = None  # of things in training, each by itself; None: colours stay the artist's
+    recolour: augment.Augment | None = augment.Augment()  # colours of each thing in training; None: the artist's own
     answered: bool = False  # whether training leaves out scenes that none of `kinds` can be asked about
 
     def __post_init__(self):

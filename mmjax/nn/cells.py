@@ -22,6 +22,7 @@ from mmjax.ops import boxes as box_ops
 from mmjax.ops.cross_entropy import softmax_cross_entropy
 
 GROUND, UNNAMED = -1, -2  # labels of cells: nothing is there; what is there has no name here
+HALF = 0.15  # side of half a box before anything is learned
 
 
 @struct.dataclass
@@ -38,7 +39,7 @@ class CellHeads(nn.Module):
     def __call__(self, features: jax.Array) -> Cells:  # [B N D], N a square number
         logits = Linear(self.num_classes + 1, True, self.dtype, name="names")(features).astype(jnp.float32)
         edges = Linear(4, True, self.dtype, name="boxes")(features).astype(jnp.float32)
-        return Cells(logits, centres(features.shape[1]) + edges)
+        return Cells(logits, centres(features.shape[1]) + HALF * jnp.array([-1, -1, 1, 1]) + edges)
 
 
 def centres(count: int) -> jax.Array:
@@ -55,7 +56,8 @@ def loss(cells: Cells, labels: jax.Array, boxes: jax.Array) -> tuple[jax.Array, 
     """labels [B h w] int, GROUND or UNNAMED or a concept; boxes [B h w 4], read where there is a thing.
 
     Cross entropy of the cells that show a thing with a name, and half as much of those that show the ground, which are
-    many and soon known; L1 and 1 - GIoU of cells of things. Each is a mean over the global batch.
+    many and soon known; L1 of cells of things, and 1 - GIoU where their box is not reversed. Each is a mean over the
+    global batch.
     """
     labels, boxes = rearrange(labels, "b h w -> b (h w)"), rearrange(boxes, "b h w c -> b (h w) c")
     classes = jnp.where(labels == GROUND, cells.logits.shape[-1] - 1, labels)
@@ -65,10 +67,11 @@ def loss(cells: Cells, labels: jax.Array, boxes: jax.Array) -> tuple[jax.Array, 
     nll = softmax_cross_entropy(cells.logits, jnp.maximum(classes, 0))
     names = mean(nll, named) + 0.5 * mean(nll, ~things)
     l1 = mean(jnp.abs(cells.boxes - boxes).mean(-1), things)
-    ordered = jnp.concatenate([jnp.minimum(cells.boxes[..., :2], cells.boxes[..., 2:]),
-                               jnp.maximum(cells.boxes[..., :2], cells.boxes[..., 2:])], -1)  # fmt: skip
-    safe = jnp.where(things[..., None], boxes, jnp.array([0.0, 0.0, 1.0, 1.0]))
-    giou = mean(1 - box_ops.giou(ordered, safe), things)
+    # A reversed box has no overlap; were its edges sorted first, nothing but L1 would turn it round, and boxes stay so.
+    told = things & box_ops.valid(cells.boxes)
+    unit = jnp.array([0.0, 0.0, 1.0, 1.0])
+    found, wanted = (jnp.where(told[..., None], x, unit) for x in (cells.boxes, boxes))
+    giou = mean(1 - box_ops.giou(found, wanted), told)
     right = jnp.argmax(cells.logits, -1) == classes
     accuracy = mean(right.astype(jnp.float32), named)
     return names + 2 * l1 + giou, {"names": names, "l1": l1, "giou": giou, "accuracy": accuracy}

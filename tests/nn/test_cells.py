@@ -21,7 +21,8 @@ def plain(logits, found, labels, boxes) -> tuple[float, float, float]:
             named.append(-np.log(chance[label]))
         p, q = found[b, cell].astype(np.float64), boxes[b, i, j].astype(np.float64)
         l1.append(np.abs(p - q).mean())
-        p = np.array([min(p[0], p[2]), min(p[1], p[3]), max(p[0], p[2]), max(p[1], p[3])])
+        if p[0] > p[2] or p[1] > p[3]:
+            continue
         area = lambda box: max(box[2] - box[0], 0) * max(box[3] - box[1], 0)  # noqa: E731
         shared = area([*np.maximum(p[:2], q[:2]), *np.minimum(p[2:], q[2:])])
         union, hull = area(p) + area(q) - shared, area([*np.minimum(p[:2], q[:2]), *np.maximum(p[2:], q[2:])])
@@ -61,7 +62,8 @@ def test_a_patch_says_how_far_edges_are_from_its_own_centre():
     features = np.random.default_rng(1).normal(size=(1, 4, 5)).astype(np.float32)
     params = heads.init(jax.random.key(0), features)
     still = jax.tree.map(np.zeros_like, params)
-    expected = [[0.25, 0.25] * 2, [0.75, 0.25] * 2, [0.25, 0.75] * 2, [0.75, 0.75] * 2]  # x, y, row by row
+    expected = np.array([[0.25, 0.25] * 2, [0.75, 0.25] * 2, [0.25, 0.75] * 2, [0.75, 0.75] * 2])  # x, y, row by row
+    expected += [-cells.HALF, -cells.HALF, cells.HALF, cells.HALF]
     np.testing.assert_allclose(heads.apply(still, features).boxes[0], expected)
     with pytest.raises(ValueError, match="square grid, got 3 patches"):
         cells.centres(3)
