@@ -9,8 +9,9 @@
     language     all of the above
     ladder       ladder_images and ladder_captions in all their sizes, then the study _ladder
     vision       clip_emoji, siglip_emoji, dino_emoji, dinov2_emoji, the studies _encoders and _eyes_wide_shut; ladder
-    scenes       vit_scenes, llama_scenes, then what starts from them: llava_scenes in all its sizes, shikra_scenes,
-                 ferret_scenes, nextchat_scenes; sam_scenes; eyes of llava_scenes come from clip_emoji and dinov2_emoji
+    scenes       vit_scenes, llama_scenes, then what starts from them: qformer_scenes -> blip2_scenes; llava_scenes in
+                 all its sizes, shikra_scenes, ferret_scenes, nextchat_scenes; sam_scenes; eyes of llava_scenes come
+                 from clip_emoji and dinov2_emoji
     minilm       bert_names and bert_tags from the weights in weights/minilm (see bert_names)
 
 OPTIONS go to each `mmjax train` and each study, such as --record. What was interrupted goes on when this is run again.
@@ -54,7 +55,10 @@ ADAPTERS = ("small", "small_linear", "small_qformer")
 STAGES = ("small_align", "small_instruct")
 MIXED = ("small_clip", "small_dino", "small_additive", "small_interleaved", "small_tuned")
 CHAPTERS["scenes"] = (
-    *((stem,) for stem in ("clip_emoji", "dinov2_emoji", "vit_scenes", "llama_scenes")),
+    *(
+        (stem,)
+        for stem in ("clip_emoji", "dinov2_emoji", "vit_scenes", "llama_scenes", "qformer_scenes", "blip2_scenes")
+    ),
     *(("llava_scenes", "--size", size) for size in (*ADAPTERS, *STAGES, *MIXED)),
     *((stem,) for stem in ("shikra_scenes", "ferret_scenes", "nextchat_scenes", "sam_scenes")),
 )

@@ -44,13 +44,13 @@ def config(size: str) -> qformer.RetrievalConfig:
 
 
 def small(size: str) -> Experiment:
-    steps, batch, concepts = {"tiny": (8, 8, 16), "small": (1_500, 64, 64)}[size]
+    steps, batch, concepts = {"tiny": (8, 8, 16), "small": (1_200, 32, 64)}[size]
     tiny = size == "tiny"
-    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if tiny else {"eval_every": 500}
+    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if tiny else {"eval_every": 400}
     few = {"count": 16} if tiny else {}
     choice = few or {"count": 200}
-    adamw = optim.AdamW(1e-3, warmup=100, weight_decay=0.05, clip=1.0, mask=DECAYED)
-    # The temperature has no bounds: ten times its published rate could take it below zero.
+    adamw = optim.AdamW(2e-3, warmup=100, weight_decay=0.05, clip=1.0, mask=DECAYED)
+    # The temperature has no bounds: twenty times its published rate could take it below zero.
     parts = {"^temperature$": optim.AdamW(1e-4, warmup=100), "^(?!temperature$)": adamw}
     return Experiment(
         Task(qformer.Stage1(config(size)), qformer.loss, trainable=qformer.TRAINABLE),

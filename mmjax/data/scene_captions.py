@@ -3,8 +3,8 @@
 A caption names all things from left to right (`scene_turns.caption`): "fox, key and red heart". Scenes that have none,
 where two things stand one above the other, are left out. Texts are <start> words <end> padding.
 
-About one scene in three shows the same as another one of a batch of 64. Their captions are equal, so that neither is a
-wrong answer: they share an `image_id`, as in LAVIS pictures with several captions do.
+Of 32 scenes about two show the same things in the same order. Their captions are equal, so neither is a wrong answer:
+they share an `image_id`, as in LAVIS pictures with several captions do.
 """
 
 import dataclasses
