@@ -91,6 +91,7 @@ def test_it_stops_at_the_end_of_the_turn(tmp_path, capsys):
     assert said(capsys, tmp_path / "a.gguf", "Hello") == "\n"
 
 
+@pytest.mark.slow
 def test_draws_depend_on_the_seed_and_every_option_is_taken(chat_file, capsys):
     options = [chat_file, "Hello", "--max-new-tokens", 30, "--temperature", 1.5, "--seed"]
     assert said(capsys, *options, 1) == said(capsys, *options, 1)

@@ -127,6 +127,7 @@ def experience(lm, batch):
     return batch | made, mask
 
 
+@pytest.mark.slow
 def test_before_the_first_update_the_ratio_is_one(lm):
     model, params = lm
     batch, _ = experience(lm, rows())

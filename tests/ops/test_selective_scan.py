@@ -130,7 +130,7 @@ def test_a_reset_is_the_beginning_of_a_text():
         np.testing.assert_allclose(whole[:, 40:], second, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["chunked", "pallas"])
+@pytest.mark.parametrize("form", ["chunked", pytest.param("pallas", marks=pytest.mark.slow)])
 def test_rows_and_channels_split_over_a_mesh_change_nothing(form):
     x, delta, A, B, C, resets, initial = draw(4, 140, 256, 8)
     mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
