@@ -42,6 +42,7 @@ from mmjax.nn.linear import Linear
 from mmjax.nn.outputs import Aux
 from mmjax.nn.stack import Compute
 from mmjax.ops import images as image_ops
+from mmjax.parallel.mesh import MeshShape
 from mmjax.train import optim
 from mmjax.train.experiment import Experiment, Source
 from mmjax.train.task import Task, init_model
@@ -193,6 +194,7 @@ def paper() -> Experiment:
         adamw,
         5_197,
         128,
+        mesh=MeshShape(fsdp=128, tensor=2),  # a row for each two chips
         sample=AskScenes("twemoji"),
     )
 
