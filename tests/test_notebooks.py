@@ -5,6 +5,7 @@ the folder `notebooks/`. To make outputs anew: `mmjax train experiments/clip_emo
 `jupyter execute --inplace notebooks/01_clip.ipynb`.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -24,7 +25,9 @@ RUNS = {
     "05_dino": ("dino_emoji", "dinov2_emoji"),
     "06_eyes_wide_shut": ("clip_emoji", "dinov2_emoji"),
     "07_platonic": (),
+    "09_qformer": ("qformer_scenes",),
 }  # notebook -> the experiments whose runs it looks at
+WAITING = ("09_qformer",)  # their runs are not recorded yet
 
 
 def code_cells(path):
@@ -35,7 +38,14 @@ def test_every_notebook_is_known():
     assert {path.stem for path in NOTEBOOKS} == set(RUNS)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.xfail(strict=True, reason="not executed yet")] * (path.stem in WAITING))
+        for path in NOTEBOOKS
+    ],
+    ids=lambda path: path.stem,
+)
 def test_committed_outputs_are_whole_and_of_this_run_only(path):
     cells = code_cells(path)
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
@@ -57,10 +67,20 @@ def trained(tmp_path_factory):
     """A folder with `notebooks/` and the tiny runs beside it, as in a clone."""
     folder = tmp_path_factory.mktemp("clone")
     (folder / "notebooks").mkdir()
-    for stem in sorted(set().union(*RUNS.values())):
-        recipe = run_folder.Recipe(ROOT / "experiments" / f"{stem}.py", "tiny")
-        loop.train(recipe.build(), folder / "runs" / f"{stem}-tiny", recipe=recipe)
+    with contextlib.chdir(folder):  # where runs find those that they start from
+        for stem in sorted(set().union(*RUNS.values())):
+            train(stem)
     return folder
+
+
+def train(stem):
+    """The tiny run of an experiment, after those that it starts from."""
+    recipe, folder = run_folder.Recipe(ROOT / "experiments" / f"{stem}.py", "tiny"), Path("runs") / f"{stem}-tiny"
+    experiment = recipe.build()
+    if not folder.exists():
+        for source in experiment.init_from:
+            train(source.run)
+        loop.train(experiment, folder, recipe=recipe)
 
 
 @pytest.mark.notebook
