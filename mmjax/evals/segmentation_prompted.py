@@ -77,13 +77,13 @@ class PromptedMasks:
         by_point, by_box = (
             tuple(np.concatenate(x) for x in zip(*part, strict=True)) for part in zip(*parts, strict=True)
         )
-        filled = np.stack([filled(box, size, size) for box in rearrange(scene.boxes, "b n x -> (b n) x")])
+        boxes = np.stack([filled(box, size, size) for box in rearrange(scene.boxes, "b n x -> (b n) x")])
         scores = {
             "point_iou": iou(_trusted(*by_point), scene.masks),
             f"point_iou{CHANCE}": iou(np.ones_like(scene.masks), scene.masks),
             "point_best_iou": iou(by_point[0], scene.masks[:, :, None]).max(-1),
             "box_iou": iou(_trusted(*by_box), scene.masks),
-            f"box_iou{CHANCE}": iou(filled.reshape(scene.masks.shape), scene.masks),
+            f"box_iou{CHANCE}": iou(boxes.reshape(scene.masks.shape), scene.masks),
         }
         metrics = {f"{self.split}/{name}": float(x[scene.present].mean()) for name, x in scores.items()}
         sheet = _sheet(scene, at, _trusted(*by_point), _trusted(*by_box))
