@@ -19,6 +19,7 @@ from mmjax.data.scene_questions import COMPOSER, SceneQuestions
 from mmjax.evals.scene_answers import AskScenes, SceneAnswers
 from mmjax.models import blip2, llava
 from mmjax.nn.stack import Compute
+from mmjax.parallel.mesh import MeshShape
 from mmjax.train import optim
 from mmjax.train.experiment import Experiment, Source
 from mmjax.train.task import Batch, Task, Variables, init_model
@@ -73,6 +74,7 @@ def paper() -> Experiment:
     return Experiment(
         Task(blip2.Blip2(made), llava.loss, trainable=blip2.TRAINABLE),
         data(600, made.tokens_per_image, composer=composer), adamw, 80_000, 1_920, sample=AskScenes("twemoji"),
+        mesh=MeshShape(data=1, fsdp=-1),  # 15 rows on each of 128 chips
     )  # fmt: skip
 
 

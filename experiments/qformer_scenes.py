@@ -24,6 +24,7 @@ from mmjax.evals.scene_answers import SceneAnswers
 from mmjax.evals.scene_captions import CaptionRetrieval, Describe, captioned
 from mmjax.models import blip2, llava, qformer
 from mmjax.nn.stack import Compute
+from mmjax.parallel.mesh import MeshShape
 from mmjax.train import optim
 from mmjax.train.experiment import Experiment, Source
 from mmjax.train.task import Task
@@ -67,6 +68,7 @@ def paper() -> Experiment:
     return Experiment(
         Task(qformer.Stage1(config("paper")), qformer.loss, trainable=qformer.TRAINABLE),
         SceneCaptions(vocabulary=600, composer=composer, length=32), adamw, 250_000, 1_680, sample=Describe("twemoji"),
+        mesh=MeshShape(data=1, fsdp=-1),  # 105 rows on each of 16 chips
     )  # fmt: skip
 
 
