@@ -8,6 +8,7 @@ BENCHMARKS = {  # name -> module and what it measures
     "dino": ("dino", "DINO's train step against facebookresearch/dino's own"),
     "ferret": ("ferret", "Ferret's sampler of regions against its authors' and against plain JAX, in time and memory"),
     "language": ("language", "train step and decoding of language models against transformers"),
+    "llava": ("llava", "LLaVA's train step in both stages against transformers' class"),
     "mamba": ("mamba", "Mamba's forward pass against PyTorch; its time and memory against length, beside attention"),
     "qformer": ("qformer", "forward and backward of stage 1's Q-Former against transformers' class"),
     "platonic": ("platonic", "mutual k nearest neighbours in blocks against all N x N, in time and memory"),

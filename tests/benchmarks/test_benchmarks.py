@@ -50,6 +50,16 @@ def test_without_pytorch_it_says_what_to_install(monkeypatch, capsys):
     assert "pip install mmjax[parity]" in capsys.readouterr().out
 
 
+def test_without_pytorch_llava_says_what_to_install_too(monkeypatch, capsys):
+    from mmjax.benchmarks import llava
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(sys, "argv", ["llava", "--size=tiny"])
+    monkeypatch.setattr(llava.os, "sched_setaffinity", lambda *_: None)
+    llava.main()
+    assert "pip install mmjax[parity]" in capsys.readouterr().out
+
+
 def test_an_unknown_name_lists_the_known(capsys):
     assert benchmarks.main(["clap"]) == 2
     out = capsys.readouterr().out
@@ -127,6 +137,15 @@ def test_language_models_do_the_same_on_both_sides_and_are_timed():
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "llama, train" in out  # printed only where losses, and where tokens were equal
     assert "llama, decode" in out
+
+
+@pytest.mark.parity
+def test_llava_does_the_same_on_both_sides_in_both_stages_and_is_timed():
+    pytest.importorskip("torch")
+    command = [sys.executable, "-m", "mmjax.benchmarks", "llava", "--size=tiny", "--pairs=2"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "stage 1 " in out  # printed only where the losses were equal
+    assert "stage 2 " in out
 
 
 @pytest.mark.parity
