@@ -12,6 +12,12 @@ without metrics, all that have a chance. A run that has none of them is left out
 and seed the last recorded one counts. Each line holds `stem size overrides seed commit steps devices date seconds
 metrics judge`, as `mmjax train --record` writes it.
 
+A table of questions has a row for each metric and a column for each run, beside how many questions there were and what
+the commonest answer scores:
+
+    <!-- answers:llama_scenes-small,shikra_scenes-small twemoji/what twemoji/where -->
+    <!-- /answers -->
+
 The table of plans stands between <!-- plans --> and <!-- /plans -->: the newest line of each experiment, size,
 overrides and topology, as `mmjax plan --record` writes it.
 """
@@ -28,9 +34,11 @@ from mmjax.report.page import CHANCE, number
 
 RESULTS = Path("experiments/results.jsonl")
 TABLE = re.compile(
-    r"(?P<open><!-- results:(?P<name>[\w,-]+)(?P<metrics>[^>]*?) -->\n).*?(?P<close><!-- /results -->)", re.S
+    r"(?P<open><!-- (?P<kind>results|answers):(?P<name>[\w,-]+)(?P<metrics>[^>]*?) -->\n)"
+    r".*?(?P<close><!-- /(?P=kind) -->)",
+    re.S,
 )
-MARK = re.compile(r"<!-- results:")
+MARK = re.compile(r"<!-- (results|answers):")
 PLANS = Path("experiments/plans.jsonl")
 PLAN_TABLE = re.compile(r"(?P<open><!-- plans -->\n).*?(?P<close><!-- /plans -->)", re.S)
 
@@ -72,6 +80,27 @@ def table(name: str, metrics: Sequence[str], results: Sequence[dict]) -> str:
             [what, *numbers, number(run["steps"]), minutes, str(run["seed"]), run["devices"], run["commit"] or "–"]
         )
     return markdown(rows)
+
+
+def answers(name: str, metrics: Sequence[str], results: Sequence[dict]) -> str:
+    """A Markdown table, one row for each metric that is a share of questions, one column for each run."""
+    runs = [run for one in name.split(",") for run in runs_of(one, results)]
+    rows = [["question", "n", "commonest", *(" ".join([run["stem"], run["size"]]) for run in runs)]]
+    for key in metrics:
+        asked = [run["metrics"] for run in runs if f"{key}/n" in run["metrics"]]
+        if not asked:
+            raise ValueError(f"results of {name!r} hold no {key} of counted questions")
+        counts = sorted({number(one[f"{key}/n"]) for one in asked})
+        majority = number(asked[0][f"{key}/majority"]) if f"{key}/majority" in asked[0] else "–"
+        rows.append([key, ", ".join(counts), majority, *(share(run["metrics"], key) for run in runs)])
+    return markdown(rows)
+
+
+def share(metrics: dict[str, float], key: str) -> str:
+    if f"{key}/n" not in metrics:
+        return "–"
+    low, high = wilson(metrics[key], metrics[f"{key}/n"])
+    return f"**{number(metrics[key])}** ({low:.2f} to {high:.2f})"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -124,7 +153,8 @@ def render(text: str, results: Sequence[dict], plans: Sequence[dict] = ()) -> st
         raise ValueError(
             "a mark <!-- results:NAME ... --> has no <!-- /results --> after it, or is not on its own line"
         )
-    return TABLE.sub(lambda m: m["open"] + table(m["name"], m["metrics"].split(), results) + m["close"], text)
+    make = {"results": table, "answers": answers}
+    return TABLE.sub(lambda m: m["open"] + make[m["kind"]](m["name"], m["metrics"].split(), results) + m["close"], text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

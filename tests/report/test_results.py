@@ -118,3 +118,20 @@ def test_a_share_of_questions_stands_beside_the_majority_and_its_interval():
     low, high = results.wilson(1.0, 10)
     assert low == pytest.approx(10 / (10 + 1.959964**2))
     assert high == pytest.approx(1.0)
+
+
+def test_questions_are_rows_and_runs_are_columns():
+    def run(stem, metrics):
+        return {"stem": stem, "size": "small", "overrides": [], "seed": 0, "metrics": metrics}
+
+    seen = {"t/what": 0.8, "t/what/majority": 0.02, "t/what/n": 100.0, "t/where": 0.5, "t/where/n": 50.0}
+    runs = [run("llama", {"t/what": 0.0, "t/what/majority": 0.02, "t/what/n": 100.0}), run("shikra", seen)]
+    text = "<!-- answers:llama-small,shikra t/what t/where -->\nold\n<!-- /answers -->"
+    found = results.render(text, runs).splitlines()
+    assert found[1] == "| question | n | commonest | llama small | shikra small |"
+    assert found[3] == "| t/what | 100 | 0.0200 | **0.00** (0.00 to 0.04) | **0.800** (0.71 to 0.87) |"
+    assert found[4] == "| t/where | 50 | – | – | **0.500** (0.37 to 0.63) |"
+    with pytest.raises(ValueError, match="hold no t/count of counted questions"):
+        results.render(text.replace("t/where", "t/count"), runs)
+    with pytest.raises(ValueError, match="has no <!-- /results -->"):
+        results.render(text.replace("/answers", "/results"), runs)
