@@ -27,7 +27,7 @@ DEFAULT: tuple[Rule, ...] = (
     (r"(^|/)pos_embed$", PartitionSpec(FSDP)),  # [T D]
     (r"(^|/)lora_a$", PartitionSpec(FSDP, None)),  # [in r]
     (r"(^|/)lora_b$", PartitionSpec(None, TENSOR)),  # [r out]
-    (r"(^|/)(head|pooler|transform|prototypes|\w*projection)/kernel$", PartitionSpec(FSDP, TENSOR)),
+    (r"(^|/)(head|pooler|transform|prototypes|projector|\w*projection)/kernel$", PartitionSpec(FSDP, TENSOR)),
     # Mamba: channels last, as in the activations; and from the channels to what a token selects, a few numbers.
     (r"(^|/)mixer/(conv\w*/kernel|delta/kernel|A_log)$", PartitionSpec((TENSOR, FSDP))),
     (r"(^|/)mixer/select/kernel$", PartitionSpec((TENSOR, FSDP), None)),

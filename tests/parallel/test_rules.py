@@ -36,12 +36,14 @@ def test_tables_heads_and_convolutions_have_rules():
         "text": {"embed": {"embedding": leaf(512, 64)}, "pos_embed": leaf(7, 64)},
         "vision": {"patch_embed": {"kernel": leaf(14, 14, 3, 64)}, "class_embed": leaf(64)},
         "text_projection": {"kernel": leaf(64, 32)},
+        "projector": {"kernel": leaf(64, 32)},
         "logit_scale": leaf(),
     }
     assert specs(tree) == {
         "text": {"embed": {"embedding": PartitionSpec("tensor", "fsdp")}, "pos_embed": PartitionSpec(None, "fsdp")},
         "vision": {"patch_embed": {"kernel": PartitionSpec(None, None, None, "fsdp")}, "class_embed": PartitionSpec()},
         "text_projection": {"kernel": PartitionSpec("fsdp", "tensor")},
+        "projector": {"kernel": PartitionSpec("fsdp", "tensor")},
         "logit_scale": PartitionSpec(),
     }
 
