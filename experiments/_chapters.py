@@ -9,9 +9,11 @@
     language     all of the above
     ladder       ladder_images and ladder_captions in all their sizes, then the study _ladder
     vision       clip_emoji, siglip_emoji, dino_emoji, dinov2_emoji, the studies _encoders and _eyes_wide_shut; ladder
-    scenes       vit_scenes, llama_scenes, then what starts from them: qformer_scenes -> blip2_scenes; llava_scenes in
-                 all its sizes, shikra_scenes, ferret_scenes, nextchat_scenes; sam_scenes; eyes of llava_scenes come
+    scenes       vit_scenes, llama_scenes, then what starts from them: qformer_scenes -> blip2_scenes; llava_scenes,
+                 shikra_scenes, ferret_scenes, nextchat_scenes in their sizes; sam_scenes; eyes of llava_scenes come
                  from clip_emoji and dinov2_emoji
+    scenes_200   the same with 200 concepts
+    scenes_long  longer runs of llava_scenes, shikra_scenes and nextchat_scenes, after the chapter scenes
     minilm       bert_names and bert_tags from the weights in weights/minilm (see bert_names)
 
 OPTIONS go to each `mmjax train` and each study, such as --record. What was interrupted goes on when this is run again.
@@ -61,6 +63,14 @@ CHAPTERS["scenes"] = (
     ),
     *(("llava_scenes", "--size", size) for size in (*ADAPTERS, *STAGES, *MIXED)),
     *((stem,) for stem in ("shikra_scenes", "ferret_scenes", "nextchat_scenes", "sam_scenes")),
+    ("ferret_scenes", "--size", "small_plain"),
+    ("nextchat_scenes", "--size", "small_masks"),
+    ("llama_scenes", "--size", "small_twin"),
+)
+GROUNDED = ("shikra_scenes", "ferret_scenes", "nextchat_scenes")
+CHAPTERS["scenes_200"] = tuple((stem, "--size", "small_200") for stem in ("vit_scenes", "llama_scenes", *GROUNDED))
+CHAPTERS["scenes_long"] = tuple(
+    (stem, "--size", "small_long") for stem in ("llava_scenes", "shikra_scenes", "nextchat_scenes")
 )
 CHAPTERS["minilm"] = (("bert_names", "--size", "minilm"), ("bert_tags", "--size", "minilm"))
 

@@ -1,11 +1,10 @@
 """A language model that never sees: the questions and answers of scenes as text alone.
 
-tiny    seconds: does everything once, learns nothing
-small   about 4 minutes on one of 2 CPU cores, not recorded yet; small_200 with 200 names
-paper   LLaMA-7B: for `mmjax plan` and pods
-
-It is two things: the language model that llava_scenes and its heirs start from, and their blind twin, which says what
-can be guessed from the words of a question.
+tiny        seconds: does everything once, learns nothing
+small       about 4 minutes on one CPU core: the language model that llava_scenes and its heirs start from
+small_200   with 200 names
+small_twin  as many steps as those train: their blind twin, which says what the words of a question give away
+paper       LLaMA-7B: for `mmjax plan` and pods
 """
 
 import dataclasses
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 
 from mmjax.data import scene_text
 from mmjax.data.scene_questions import SceneQuestions
-from mmjax.evals.scene_answers import AskScenes, SceneAnswers
+from mmjax.evals.scene_answers import AskScenes, measured
 from mmjax.models import llama, llava
 from mmjax.nn.outputs import Aux
 from mmjax.nn.stack import Compute
@@ -44,12 +43,12 @@ def config(size: str) -> llama.LlamaConfig:
 
 def experiment(size: str) -> Experiment:
     steps, batch, concepts = {
-        "tiny": (8, 8, 16), "small": (1_000, 32, 64), "small_200": (1_500, 32, 200), "paper": (50_000, 256, 600),
+        "tiny": (8, 8, 16), "small": (1_000, 32, 64), "small_twin": (3_200, 32, 64), "small_200": (1_000, 32, 200),
+        "paper": (50_000, 256, 600),
     }[size]  # fmt: skip
-    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 500}
-    few = {"count": 8, "kinds": ("what", "where")} if size == "tiny" else {}
+    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}
     return Experiment(
         Task(llama.Llama(config(size)), loss), SceneQuestions(vocabulary=concepts, image_tokens=0, answers=ANSWERS),
         optim.Muon(2e-3, warmup=100, weight_decay=0.05, clip=1.0), steps, batch,
-        final_evals=(SceneAnswers("twemoji", **few),), sample=AskScenes("twemoji"), **every,
+        **measured(size == "tiny"), sample=AskScenes("twemoji"), **every,
     )  # fmt: skip

@@ -89,13 +89,14 @@ def masks(size: str) -> Experiment:
     )  # fmt: skip
     few = {"count": 8} if of == "tiny" else {}
     choice = SceneAnswers("validation", replies=segmented, **(few or {"count": 200}))
+    final = ("twemoji", few), ("combinations", {"count": 200} if few else {})
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if of == "tiny" else {"eval_every": 500}
     answers = Source(f"nextchat_scenes-{of}", "params", "params")
     cuts = Source(f"sam_scenes-{of}", "params", "params/sam")
     return Experiment(
         Task(nextchat.NextChatSeg(made), mask_loss, nextchat.MASK_STAGE, cells.started(init_model)), data,
         optim.AdamW(1e-3, warmup=100, weight_decay=0.05, clip=1.0), steps, batch,
-        evals=(choice,), final_evals=(SceneAnswers("twemoji", replies=segmented, **few),),
+        evals=(choice,), final_evals=tuple(SceneAnswers(split, replies=segmented, **more) for split, more in final),
         sample=AskScenes("twemoji", segmented),
         init_from=(answers, cuts),
         **every,

@@ -15,6 +15,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from mmjax.data import augment
+from mmjax.data.scene_questions import COMPOSER
 from mmjax.data.scenes import Composer, EmojiScenes
 from mmjax.evals.automatic_masks import Everything
 from mmjax.evals.segmentation_prompted import PromptedMasks
@@ -25,6 +27,7 @@ from mmjax.train import optim
 from mmjax.train.experiment import Experiment
 from mmjax.train.task import Task
 
+COLOURS = augment.Augment()  # of each thing in training
 CHOICE = (PromptedMasks("validation"),)  # choices are made on validation drawings
 HELD_OUT = (PromptedMasks("twemoji"),)  # the held-out artist is read once, at the end
 
@@ -48,7 +51,7 @@ def task(config: sam.SamConfig) -> Task:
 
 
 def tiny() -> Experiment:
-    data = EmojiScenes(Composer(size=64, objects=(1, 2)))
+    data = EmojiScenes(COMPOSER, COLOURS)
     every = {"save_every": 2, "eval_every": 4, "log_every": 1}
     return Experiment(task(sam.SamConfig.tiny(64)), data, optim.AdamW(1e-3), steps=4, batch_size=4, **every)
 
@@ -56,7 +59,7 @@ def tiny() -> Experiment:
 def small() -> Experiment:
     adamw = optim.AdamW(1e-3, warmup=100, weight_decay=0.05, clip=1.0)
     every = {"save_every": 600, "eval_every": 600, "log_every": 20}
-    return Experiment(task(sam.small()), EmojiScenes(Composer(size=64)), adamw, steps=1_800, batch_size=16, **every)
+    return Experiment(task(sam.small()), EmojiScenes(COMPOSER, COLOURS), adamw, steps=1_800, batch_size=16, **every)
 
 
 def paper() -> Experiment:
@@ -66,7 +69,7 @@ def paper() -> Experiment:
     adamw = optim.CosineAdamW(
         8e-4, warmup=250, end=0.0, weight_decay=0.1, weight_decay_end=0.1, clip=None, scale=EncoderDecay(0.8, vision)
     )  # fmt: skip
-    data = EmojiScenes(Composer(size=1024, objects=(1, 16)))
+    data = EmojiScenes(Composer(size=1024, objects=(1, 16)), COLOURS)
     return Experiment(task(config), data, adamw, steps=90_000, batch_size=256, mesh=MeshShape())
 
 

@@ -1,8 +1,7 @@
 """ViT on scenes: what does each patch show, and how far are the edges of its thing? What LLaVA and its heirs see with.
 
 tiny    seconds: does everything once, learns nothing
-small   about 7 minutes on one of 2 CPU cores, not recorded yet; a trial named 64 % of the held-out artist's things
-        rightly, of 64 concepts, and gave 82 % of them a box with an overlap above one half; small_200 with 200 concepts
+small   about 9 minutes on one CPU core; small_200 with 200 concepts
 paper   ViT-L/14 at 224 pixels: for `mmjax plan` and pods
 
 Trained on scenes of seven artists; the numbers are of scenes by an artist it never saw. Layouts are composed, pixels

@@ -52,9 +52,10 @@ def names(count: int) -> tuple[str, ...]:
     return tuple(_name(n) for n in concepts(count))
 
 
-def is_held_out(turn: Turn) -> bool:
-    combination = scene_turns.relation(turn)
-    return combination is not None and emoji.fraction("combination", combination) < HELD_OUT
+def is_held_out(conversation: Conversation) -> bool:
+    """Whether one of its questions is of a held-out combination."""
+    combinations = {scene_turns.relation(turn) for turn in conversation} - {None}
+    return any(emoji.fraction("combination", one) < HELD_OUT for one in combinations)
 
 
 class Example(NamedTuple):
@@ -213,7 +214,7 @@ class SceneQuestions:
     ) -> list[Conversation]:
         """One conversation of each of `kinds`; where None, as many at random as a row may hold."""
         held_out = split == "combinations"
-        may = (lambda turn: is_held_out(turn) == held_out) if split != "concepts" else (lambda turn: True)
+        may = (lambda asked: is_held_out(asked) == held_out) if split != "concepts" else (lambda asked: True)
         known = names(self.vocabulary)
         if kinds is not None:
             asked = [scene_turns.ask(kind, things, known, rng, may) for kind in kinds]

@@ -21,7 +21,7 @@ import numpy as np
 
 MARGIN = 0.08  # of the canvas: by how much a centre must lie beyond another to be left of it
 RATIO = 1.3  # by how much a side must be longer to be bigger
-SHOWN = 0.45  # share of a thing that must be visible to be asked about
+CLEAR = 0.45  # share of a thing that must be visible to be asked about
 MARKS = re.compile("<boxes>|<points>")
 HIDDEN = 0.9  # visible share up to which a thing counts as behind what covers it
 
@@ -92,7 +92,7 @@ def _one(templates: Sequence[str], rng: np.random.Generator) -> str:
 def _clear(things: Sequence[Thing]) -> list[int]:
     """Things that can be named: seen well, and with a name that no other has."""
     names = [thing.name for thing in things]
-    return [i for i, thing in enumerate(things) if thing.visible >= SHOWN and names.count(thing.name) == 1]
+    return [i for i, thing in enumerate(things) if thing.visible >= CLEAR and names.count(thing.name) == 1]
 
 
 def _pick(places: Sequence[int], rng: np.random.Generator) -> int | None:
@@ -110,7 +110,7 @@ def _beyond(things: Sequence[Thing], anchor: int, relation: str) -> list[int]:
 
 
 def what(things, names, rng):
-    i = _pick([i for i, thing in enumerate(things) if thing.visible >= SHOWN], rng)
+    i = _pick([i for i, thing in enumerate(things) if thing.visible >= CLEAR], rng)
     return None if i is None else (Turn("what", _one(WHAT, rng), things[i].name, boxes=((i,),)),)
 
 
@@ -119,7 +119,7 @@ def point(things, names, rng):
     alone = [
         i
         for i, thing in enumerate(things)
-        if thing.visible >= SHOWN and not any(_holds(other.box, thing.point) for other in things if other is not thing)
+        if thing.visible >= CLEAR and not any(_holds(other.box, thing.point) for other in things if other is not thing)
     ]
     i = _pick(alone, rng)
     return None if i is None else (Turn("point", _one(POINT, rng), things[i].name, points=((i,),)),)
@@ -135,7 +135,7 @@ def where(things, names, rng):
 def which(things, names, rng):
     """Of two things with one name, the one that lies on one side of a third."""
     shared = [thing.name for thing in things]
-    pairs = [i for i, name in enumerate(shared) if shared.count(name) == 2 and things[i].visible >= SHOWN]
+    pairs = [i for i, name in enumerate(shared) if shared.count(name) == 2 and things[i].visible >= CLEAR]
     found = []
     for relation, (words, _, _) in SIDES.items():
         for anchor in _clear(things):
@@ -154,7 +154,7 @@ def which(things, names, rng):
 def presence(things, names, rng):
     """Half of the questions name what is there."""
     if rng.random() < 0.5:
-        i = _pick([i for i, thing in enumerate(things) if thing.visible >= SHOWN], rng)
+        i = _pick([i for i, thing in enumerate(things) if thing.visible >= CLEAR], rng)
         return None if i is None else (Turn("is", _one(IS, rng).format(things[i].name), "yes"),)
     here = {thing.name for thing in things}
     drawn = (names[rng.integers(len(names))] for _ in range(1_000))
@@ -163,7 +163,7 @@ def presence(things, names, rng):
 
 
 def count(things, names, rng):
-    if any(thing.visible < SHOWN for thing in things):
+    if any(thing.visible < CLEAR for thing in things):
         return None
     return (Turn("count", _one(COUNT, rng), str(len(things))),)
 
@@ -173,7 +173,7 @@ def _sided(things: Sequence[Thing], relation: str, rng: np.random.Generator) -> 
     found = []
     for anchor in _clear(things):
         beyond = _beyond(things, anchor, relation)
-        if len(beyond) == 1 and things[beyond[0]].visible >= SHOWN:
+        if len(beyond) == 1 and things[beyond[0]].visible >= CLEAR:
             found.append((anchor, beyond[0]))
     return found[rng.integers(len(found))] if found else None
 
@@ -228,7 +228,7 @@ def _in_order(things: Sequence[Thing]) -> list[int] | None:
     """From left to right; None where there is nothing, two are about equally far left, or one is hardly seen."""
     order = sorted(range(len(things)), key=lambda i: things[i].centre[0])
     steps = [things[b].centre[0] - things[a].centre[0] for a, b in zip(order, order[1:], strict=False)]
-    clear = all(step >= MARGIN for step in steps) and all(thing.visible >= SHOWN for thing in things)
+    clear = all(step >= MARGIN for step in steps) and all(thing.visible >= CLEAR for thing in things)
     return order if order and clear else None
 
 
@@ -299,11 +299,11 @@ def relation(turn: Turn) -> str | None:
 
 def ask(
     kind: str, things: Sequence[Thing], names: Sequence[str], rng: np.random.Generator,
-    may: Callable[[Turn], bool] = lambda turn: True,
+    may: Callable[[Conversation], bool] = lambda conversation: True,
 ) -> Conversation | None:  # fmt: skip
     """A conversation of this kind about the things, or None where the scene has none with one answer.
 
-    names: of the vocabulary, for questions about what is absent. may: which turns are allowed.
+    names: of the vocabulary, for questions about what is absent. may: which conversations are allowed.
     """
     found = KINDS[kind](things, names, rng)
-    return found if found is not None and all(may(turn) for turn in found) else None
+    return found if found is not None and may(found) else None

@@ -182,6 +182,7 @@ class EmojiScenes:
     """Scenes of the emoji pack: each training drawing once per epoch, the others of its scene at random."""
 
     composer: Composer = Composer()
+    recolour: augment.Augment | None = None  # colours of each object in training; None: the artist's own
 
     def batches(self, batch_size: int, seed: int, rows: slice = pipeline.ALL) -> pipeline.Batches:
         """`images` uint8 [B s s 3], `masks` bool [B n s s], `boxes` float32 [B n 4], and `label` int32 [B n]: the
@@ -192,6 +193,8 @@ class EmojiScenes:
             which = rng.integers(len(concepts), size=(len(indices), self.composer.objects[1]))
             which[:, 0] = indices
             layouts = draw(self.composer, len(indices), rng)
+            if self.recolour is not None:
+                layouts = recoloured(layouts, self.recolour, rng)
             scene = self._scene(artists[which[rows]], concepts[which[rows]], take(layouts, rows))
             label = np.where(scene.present, concepts[which[rows]], -1).astype(np.int32)
             return {"images": scene.images, "masks": scene.masks, "boxes": scene.boxes, "label": label}

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from einops import rearrange
 
-from mmjax.data import scene_questions
+from mmjax.data import scene_questions, scene_turns
 from mmjax.evals import features, grounding
 from mmjax.evals.search import square
 from mmjax.nn.outputs import Answer, Request, Result
@@ -51,7 +51,7 @@ class CellNames:
         named, found, wanted = [], [], []
         for b, example in enumerate(examples):
             for thing, mask in zip(example.things, example.masks, strict=True):
-                if thing.visible >= scene_questions.scene_turns.SHOWN:
+                if thing.visible >= scene_turns.CLEAR:
                     cell = middle(mask, side)
                     named.append(known[int(cells.logits[b, cell, :-1].argmax())] == thing.name)
                     found.append(cells.boxes[b, cell].tolist())

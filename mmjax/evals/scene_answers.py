@@ -2,7 +2,7 @@
 
 Metrics of a split "twemoji", for each kind of question:
     twemoji/what ...         share of answers that are right to the letter: names, numbers, yes and no, captions; of
-                             a chain, that its end is right
+                             a chain, that its end is right; of yes and no also precision, recall, f1 and yes_ratio
     twemoji/where, which     share of boxes that overlap the true one by more than half; with /iou the mean overlap, and
                              with /failed the answers that hold not exactly one box; of a model that cuts out, with
                              /mask_iou the mean overlap of masks, and with /filled_iou that of its boxes, filled
@@ -24,7 +24,7 @@ import numpy as np
 
 from mmjax.data import scene_text, scene_turns
 from mmjax.data.scene_questions import Example, SceneQuestions
-from mmjax.data.scene_turns import Conversation, Turn
+from mmjax.data.scene_turns import Conversation, Thing, Turn
 from mmjax.evals import grounding, translation
 from mmjax.evals.search import square
 from mmjax.evals.segmentation import filled
@@ -35,7 +35,8 @@ from mmjax.ops import segmentation
 from mmjax.report import annotate
 
 SHOWN = 12
-BOXED, LISTED = ("where", "which"), ("spotting", "chain", "chain_left")  # an answer is a box; or holds some
+CHAINS = ("chain", "chain_left")
+BOXED, LISTED = ("where", "which"), ("spotting", *CHAINS)  # an answer is a box; or holds some
 LONG = 64  # tokens of an answer that lists things; others have SHORT
 SHORT = 12
 PROMPT = 48  # prompts are padded to multiples of it, so that few programs are compiled
@@ -46,6 +47,10 @@ class Reply(NamedTuple):
     text: str
     boxes: list[list[float]]  # in the order of the text, x0, y0, x1, y1 in [0, 1]
     masks: Sequence[np.ndarray] | None = None  # of each box [h w] bool; None: the model cuts nothing out
+
+
+def masks_of(reply: Reply) -> Sequence[np.ndarray]:
+    return () if reply.masks is None else reply.masks
 
 
 # (model, variables, data, examples, conversations, most tokens) -> replies to the last question of each
@@ -138,6 +143,10 @@ class SceneAnswers:
         for example in data.examples(self.split, self.count, kinds):
             for conversation in example.conversations:
                 asked[conversation[-1].kind].append((example, conversation))
+        if not asked:
+            raise ValueError(
+                f"of {self.count} scenes of {self.split} none can be asked {', '.join(kinds) or 'anything'}"
+            )
         metrics, shown = {}, []
         for kind in (kind for kind in kinds if kind in asked):
             examples, conversations = zip(*asked[kind], strict=True)
@@ -152,15 +161,16 @@ class SceneAnswers:
             }
             metrics |= {f"{self.split}/{kind}{name}": float(value) for name, value in own.items()}
             shown += list(zip(right, examples, conversations, replies, strict=True))[:SHOWN]
-        return Result(metrics, {f"{self.split} answers": sheet(data, shown)} if shown else {})
+        return Result(metrics, {f"{self.split} answers": sheet(data, shown)})
 
 
 def measured(tiny: bool, replies: Replies = greedy) -> dict[str, tuple[SceneAnswers, ...]]:
     """`evals` and `final_evals` of an experiment: choices are made on validation drawings, and the held-out artist and
     the held-out combinations are read once. tiny: eight scenes and two kinds of questions, to see that all runs."""
     few = {"count": 8, "kinds": ("what", "is")} if tiny else {}
+    related = {"count": 100, "kinds": ("left", "right")} if tiny else {}  # a tenth of their names are held out
     choice = SceneAnswers("validation", replies=replies, **(few or {"count": 200}))
-    final = tuple(SceneAnswers(split, replies=replies, **few) for split in ("twemoji", "combinations"))
+    final = SceneAnswers("twemoji", replies=replies, **few), SceneAnswers("combinations", replies=replies, **related)
     return {"evals": (choice,), "final_evals": final}
 
 
@@ -181,13 +191,11 @@ def scored(data, kind, examples, conversations, replies) -> tuple[np.ndarray, di
         return grounding.overlaps(found, wanted) > 0.5, more
     if kind in LISTED:
         wanted = [boxes_of(example, turn) for example, turn in zip(examples, turns, strict=True)]
-        ends = [
-            (reply.text.split(":")[-1], turn.answer.split(":")[-1]) for reply, turn in zip(replies, turns, strict=True)
-        ]
+        ends = [(end_of(reply.text), end_of(turn.answer)) for reply, turn in zip(replies, turns, strict=True)]
         boxes = grounding.several([reply.boxes for reply in replies], wanted)
         more = {"/recall": boxes["recall"], "/precision": boxes["precision"]}
         if kind != "spotting":
-            return np.array([said.strip() == true.strip() for said, true in ends]), more
+            return np.array([said == true for said, true in ends]), more
         named = [names_of(reply.text) == names_of(turn.answer) for reply, turn in zip(replies, turns, strict=True)]
         all_boxes = [
             len(reply.boxes) == len(want) and grounding.paired(reply.boxes, want) == len(want)
@@ -195,10 +203,19 @@ def scored(data, kind, examples, conversations, replies) -> tuple[np.ndarray, di
         ]
         return np.array(named) & np.array(all_boxes), more
     right = np.array([reply.text == turn.answer for reply, turn in zip(replies, turns, strict=True)])
+    if kind == "is":
+        said = [reply.text if reply.text in ("yes", "no") else None for reply in replies]
+        polled = grounding.polling(said, [turn.answer for turn in turns])
+        return right, {f"/{name}": polled[name] for name in ("precision", "recall", "f1", "yes_ratio")}
     if kind == "caption":
         chrf = translation.chrf([reply.text for reply in replies], [turn.answer for turn in turns])
         return right, {"/chrf": chrf}
     return right, {}
+
+
+def end_of(chain: str) -> str:
+    """The answer behind the steps of a chain."""
+    return chain.split(":")[-1].strip()
 
 
 def boxes_of(example: Example, turn) -> list[tuple[float, ...]]:
@@ -226,7 +243,7 @@ def commonest(data: SceneQuestions) -> dict[str, Any]:
     answers, boxes = collections.defaultdict(collections.Counter), collections.defaultdict(list)
     for example in data.examples("train", 1_000, tuple(scene_turns.KINDS)):
         for *_, turn in example.conversations:
-            answers[turn.kind][turn.answer] += 1
+            answers[turn.kind][end_of(turn.answer) if turn.kind in CHAINS else turn.answer] += 1
             if turn.kind in BOXED:
                 boxes[turn.kind].append(example.things[turn.boxes[-1][0]].box)
     common = {kind: count.most_common(1)[0][0] for kind, count in answers.items()}
@@ -241,19 +258,20 @@ def sheet(data: SceneQuestions, shown: Sequence[tuple], most: int = 24) -> np.nd
     """Scenes with what was asked and said, right and wrong."""
     step, items = max(1, len(shown) // most), []
     for right, example, conversation, reply in shown[::step][:most]:
-        lines = [
-            annotate.Line(f"{turn.kind}: {data.form.write(turn, example.things).question}") for turn in conversation
-        ]
-        true = data.form.write(conversation[-1], example.things).answer
+        lines = []
+        for turn in conversation:
+            question, true = data.form.write(turn, example.things)
+            lines.append(annotate.Line(f"{turn.kind}: {question}" + ("" if turn is conversation[-1] else f" {true}")))
         lines += [annotate.Line(reply.text, bool(right)), annotate.Line(f"true: {true}")]
         truth = boxes_of(example, conversation[-1])
-        items.append(annotate.Card(annotate.annotated(example.image, reply.boxes, truth, reply.masks or ()), lines))
+        items.append(annotate.Card(annotate.annotated(example.image, reply.boxes, truth, masks_of(reply)), lines))
     return annotate.cards(items)
 
 
 @dataclasses.dataclass(frozen=True)
 class AskScenes:
-    """An Experiment's `sample`: a person's questions about a picture, or one about a scene of a split."""
+    """An Experiment's `sample`: a person's questions about a picture, or one about a scene of a split. Places are asked
+    about as "[0.1,0.2,0.4,0.5]" or "[0.2,0.3]", in shares of the square about the picture, whoever is asked."""
 
     split: str
     replies: Replies = greedy
@@ -262,15 +280,55 @@ class AskScenes:
         """`rng` is unused."""
         if not request.texts:
             raise ValueError('there is no question; ask one, such as --image FILE "Where is the fox?"')
-        if len(request.images) > 1:
-            raise ValueError(f"this model looks at one picture at a time, got {len(request.images)}")
+        if len(request.images) > int(data.image_tokens > 0):
+            most = "one picture at a time" if data.image_tokens else "no picture"
+            raise ValueError(f"this model looks at {most}, got {len(request.images)}")
         shown = [square(image, data.composer.size) for image in request.images]
         image = shown[0] if shown else data.examples(self.split, 1, ())[0].image
-        example = Example(image, (), np.zeros((0, *image.shape[:2]), bool), ())
-        asked = [(Turn("asked", text.strip().lower(), ""),) for text in request.texts]
-        replies = self.replies(model, variables, data, [example] * len(asked), asked, LONG)
-        lines = [line for text, reply in zip(request.texts, replies, strict=True) for line in (text, reply.text)]
+        image = image if data.image_tokens else np.full_like(image, 255)
+        asked = [asked_about(image, text.strip().lower()) for text in request.texts]
+        replies = self.replies(model, variables, data, *zip(*asked, strict=True), LONG)
+        texts = [readable(reply) for reply in replies]
+        lines = [annotate.Line(line) for pair in zip(request.texts, texts, strict=True) for line in pair]
         boxes = [box for reply in replies for box in reply.boxes]
-        return Answer("\n".join(reply.text for reply in replies), {"answer": annotate.cards(
-            [annotate.Card(annotate.annotated(image, boxes), [annotate.Line(line) for line in lines])], columns=1
-        )})  # fmt: skip
+        masks = [mask for reply in replies for mask in masks_of(reply)]
+        card = annotate.Card(annotate.annotated(image, boxes, masks=masks), lines)
+        return Answer("\n".join(texts), {"answer": annotate.cards([card], columns=1)})
+
+
+def asked_about(image: np.ndarray, text: str) -> tuple[Example, Conversation]:
+    """image [s s 3]; each place in brackets becomes a thing without a name."""
+    side, things, masks, groups = image.shape[0], [], [], {4: [], 2: []}
+
+    def mark(found: re.Match) -> str:
+        try:
+            place = [float(x) for x in found[1].split(",")]
+        except ValueError:
+            place = []
+        ordered = len(place) == 2 or (len(place) == 4 and place[0] < place[2] and place[1] < place[3])
+        if not ordered or not all(0 <= x <= 1 for x in place):
+            raise ValueError(
+                f"a place is [x0,y0,x1,y1] or [x,y] of numbers from 0 to 1, the upper left corner first, got {found[0]}"
+            )
+        box = (*place, *place) if len(place) == 2 else tuple(place)
+        things.append(Thing("", box, spot=tuple(place) if len(place) == 2 else None))
+        mask = np.ones((side, side), bool) if len(place) == 2 else filled(box, side, side)
+        x, y = (min(int(x * side), side - 1) for x in things[-1].centre)
+        mask[y, x] = True  # also of a box that is smaller than a pixel
+        masks.append(mask)
+        groups[len(place)].append((len(things) - 1,))
+        return "<boxes>" if len(place) == 4 else "<points>"
+
+    if unfilled := scene_turns.MARKS.search(text):
+        raise ValueError(f"write a place as [x0,y0,x1,y1] or [x,y], not {unfilled[0]}")
+    text = re.sub(r"\[([^\]]*)\]", mark, text)
+    example = Example(image, tuple(things), np.array(masks).reshape(-1, side, side), ())
+    return example, (Turn("asked", text, "", tuple(groups[4]), tuple(groups[2])),)
+
+
+def readable(reply: Reply) -> str:
+    """Its text, with numbers where a model that writes none says a place."""
+    boxes = iter(reply.boxes)
+    return re.sub(
+        rf"{scene_text.AT}\s*<boxes>", lambda _: "[" + ",".join(f"{x:.2f}" for x in next(boxes)) + "]", reply.text
+    )

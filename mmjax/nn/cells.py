@@ -109,7 +109,8 @@ class Beside:
             rest = {name: x for name, x in loaded.items() if name != "params"}
             variables = init(model, rng, batch, {**rest, "params": params} if params else rest)
             if own is None:
-                own = CellHeads(self.num_classes).init(rng, jnp.zeros((1, 1, self.width)))["params"]
+                features = jnp.zeros((1, 1, self.width))
+                own = CellHeads(self.num_classes).init(jax.random.fold_in(rng, 1), features)["params"]
             return {**variables, "params": {**variables["params"], "cells": own}}
 
         return run

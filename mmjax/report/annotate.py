@@ -8,7 +8,7 @@ from PIL import Image
 
 from mmjax.report.pictures import CATEGORIES, GAP, INK, LINE, RIGHT, TEXT, canvas, enlarged, fit, font
 
-TRUE, WRONG = RIGHT, (213, 94, 0)
+TRUE, FOUND = RIGHT, (213, 94, 0)
 SIDE = 192  # pixels of a picture on a sheet
 
 
@@ -41,7 +41,7 @@ def annotated(
         tinted = np.where(np.asarray(mask)[..., None], 0.45 * tinted + 0.55 * colour, tinted)
     sheet, draw = canvas(size, size)
     sheet.paste(Image.fromarray(enlarged(tinted.astype(np.uint8), size)))
-    for group, colour, width in ((true_boxes, TRUE, 1), (boxes, WRONG, 3)):
+    for group, colour, width in ((true_boxes, TRUE, 1), (boxes, FOUND, 3)):
         for n, box in enumerate(group):
             x0, y0, x1, y1 = np.clip(np.asarray(box, float), 0, 1) * (size - 1)
             own = CATEGORIES[n % len(CATEGORIES)] if group is boxes and len(boxes) > 1 else colour
@@ -60,7 +60,7 @@ def cards(items: Sequence[Card], columns: int = 2, words: int = 400) -> np.ndarr
         sheet.paste(Image.fromarray(enlarged(item.image, SIDE)), (left, top))
         draw.rectangle((left - 1, top - 1, left + SIDE, top + SIDE), outline=LINE)
         for k, line in enumerate(item.lines):
-            mark, ink = {None: ("", INK), True: ("✓ ", RIGHT), False: ("✗ ", WRONG)}[line.right]
+            mark, ink = {None: ("", INK), True: ("✓ ", RIGHT), False: ("✗ ", FOUND)}[line.right]
             bold = line.right is None
             at = (left + SIDE + GAP, top + k * pitch)
             draw.text(at, fit(mark + line.text, words, TEXT - 2, bold), ink, font(TEXT - 2, bold))

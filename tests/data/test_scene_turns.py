@@ -119,6 +119,7 @@ def test_held_out_combinations_are_asked_in_their_split_only(examples):
         *("which", "left", "right", "above", "below", "behind", "chain_left", "dialogue")
     }
     assert sum(n for (split, _), n in counts.items() if split == "combinations") > 30
+    assert counts["combinations", "dialogue"]
 
 
 # Scenes made by hand

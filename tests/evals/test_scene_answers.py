@@ -11,6 +11,7 @@ from mmjax.data import scene_text
 from mmjax.data.scene_questions import SceneQuestions
 from mmjax.evals import scene_answers
 from mmjax.evals.scene_answers import Reply, SceneAnswers
+from mmjax.nn.outputs import Request
 
 DATA = SceneQuestions()
 BOXED = ("where", "which")
@@ -113,3 +114,81 @@ def test_an_experiments_evals_choose_without_the_held_out_artist():
         assert [one.split for one in evals["evals"]] == ["validation"]
         assert [one.split for one in evals["final_evals"]] == ["twemoji", "combinations"]
     assert dataclasses.replace(evals["evals"][0], split="train").count == 8
+    related = dataclasses.replace(evals["final_evals"][1], replies=functools.partial(replies, str))
+    assert (
+        related(None, {}, dataclasses.replace(DATA, vocabulary=16), jax.random.key(0)).metrics["combinations/left"] == 1
+    )
+
+
+def test_a_split_in_which_nothing_can_be_asked_is_refused():
+    nothing = SceneAnswers("combinations", 5, functools.partial(replies, str), ("what", "is"))
+    with pytest.raises(ValueError, match="of 5 scenes of combinations none can be asked what, is"):
+        nothing(None, {}, DATA, jax.random.key(0))
+
+
+def test_who_always_agrees_is_seen_to(measured):
+    metrics = measured(lambda text: "yes").metrics
+    assert metrics["twemoji/is"] == metrics["twemoji/is/precision"]
+    assert metrics["twemoji/is/recall"] == metrics["twemoji/is/yes_ratio"] == 1
+
+
+def test_the_end_of_a_chain_is_what_counts_for_the_commonest_too():
+    common = scene_answers.commonest(DATA)
+    assert common["chain"] in "1234"
+    assert ":" not in common["chain_left"]
+
+
+# A person's questions
+
+
+def asked(texts, data=DATA, images=(np.zeros((40, 80, 3), np.uint8),), said=Reply("key", [])):
+    """What a model is shown that answers all alike, and the answer."""
+    given = {}
+
+    def tell(model, variables, data, examples, conversations, tokens):
+        given.update(examples=examples, conversations=conversations)
+        given["prompts"] = data.prompts(examples, conversations)
+        return [said] * len(examples)
+
+    answer = scene_answers.AskScenes("twemoji", tell)(None, {}, Request(texts, images), data, jax.random.key(0))
+    return given, answer
+
+
+@pytest.mark.parametrize("form", [scene_text.Numbers(), scene_text.Regions(), scene_text.Embedded()])
+def test_a_place_in_a_persons_question_is_one_for_every_system(form):
+    data = SceneQuestions(form, region_points=16)
+    given, _ = asked(("What is at [0.25, 0.5,0.75,1]?", "and at [0.1,0.2]?"), data)
+    text = [form.write(turn, e.things).question for e, (turn,) in zip(*map(given.get, ("examples", "conversations")))]
+    assert "<boxes>" in text[0] or "[0.25,0.50,0.75,1.00]" in text[0] or "[25, 50, 75, 99]" in text[0]
+    np.testing.assert_allclose(given["prompts"]["places"][:, 0], [[0.25, 0.5, 0.75, 1], [0.1, 0.2, 0.1, 0.2]])
+    box, point = given["prompts"]["points"][:, 0]
+    assert (box >= [0.25, 0.5]).all()
+    assert (box <= [0.75, 1]).all()
+    assert (np.abs(point - [0.1, 0.2]) < 0.05).all()
+
+
+@pytest.mark.parametrize("wrong", ["[0.5,0.5,0.2,0.9]", "[12, 30, 48, 90]", "[0.1,0.2,0.3]", "[a]", "[-0.1,0.2]"])
+def test_a_place_that_is_none_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"a place is \[x0,y0,x1,y1\] or \[x,y\] of numbers from 0 to 1"):
+        asked((f"what is at {wrong}?",))
+    with pytest.raises(ValueError, match="write a place as .*, not <boxes>"):
+        asked(("what is at <boxes>?",))
+
+
+def test_an_answer_shows_masks_and_says_numbers():
+    mask = np.zeros((64, 64), bool)
+    mask[:20, :20] = True
+    plain, cut = (
+        asked(("find the key.",), said=Reply(f"{scene_text.AT}<boxes>", [[0.1, 0.2, 0.3, 0.4]], masks))[1]
+        for masks in (None, [mask])
+    )
+    assert plain.text == cut.text == "[0.10,0.20,0.30,0.40]"
+    assert (plain.pictures["answer"] != cut.pictures["answer"]).any()
+
+
+def test_who_sees_nothing_is_shown_nothing():
+    blind = dataclasses.replace(DATA, image_tokens=0)
+    with pytest.raises(ValueError, match="looks at no picture, got 1"):
+        asked(("is the key there?",), blind)
+    given, _ = asked(("is the key there?",), blind, images=())
+    assert (given["examples"][0].image == 255).all()

@@ -10,25 +10,29 @@ import pytest
 from mmjax.train import overrides
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-CHAPTERS = runpy.run_path(str(EXPERIMENTS / "_chapters.py"))["CHAPTERS"]
+MODULE = runpy.run_path(str(EXPERIMENTS / "_chapters.py"))
+CHAPTERS, name_of = MODULE["CHAPTERS"], MODULE["name_of"]
+AFTER = {"scenes_long": "scenes"}  # chapters that start from the runs of another
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
-def test_every_run_exists_and_comes_after_what_it_starts_from(chapter):
-    done = set()
-    for stem, *options in CHAPTERS[chapter]:
-        if stem.startswith("_"):  # a study; its docstring says which runs it reads
-            about = (EXPERIMENTS / f"{stem}.py").read_text().split('"""')[1]
+def test_every_run_exists_and_comes_after_what_it_starts_from(chapter, monkeypatch):
+    monkeypatch.chdir(EXPERIMENTS.parent)
+    done = {name_of(run) for run in CHAPTERS[AFTER[chapter]]} if chapter in AFTER else set()
+    for run in CHAPTERS[chapter]:
+        if run[0].startswith("_"):  # a study; its docstring says which runs it reads
+            about = (EXPERIMENTS / f"{run[0]}.py").read_text().split('"""')[1]
             needed = set(re.findall(r"\b(?:[a-z0-9]+_emoji|ladder_[a-z]+)\b", about))
-            assert needed, stem
-            assert needed <= done, f"{stem} reads {needed}"
+            assert needed, run
+            assert needed <= {name.split("-")[0] for name in done}, f"{run} reads {needed}"
             continue
-        size = options[options.index("--size") + 1] if "--size" in options else "small"
-        settings = [options[i + 1] for i, word in enumerate(options) if word == "--set"]
-        experiment = overrides.load_experiment(EXPERIMENTS / f"{stem}.py", size, settings)
-        needed = {source.run.split("-")[0] for source in experiment.init_from if not source.run.startswith("weights/")}
-        assert needed <= done, f"{stem} starts from {needed}"
-        done.add(stem)
+        told = list(zip(run[1::2], run[2::2], strict=True))
+        size, settings = dict(told).get("--size", "small"), [value for option, value in told if option == "--set"]
+        experiment = overrides.load_experiment(EXPERIMENTS / f"{run[0]}.py", size, settings)
+        for source in experiment.init_from:
+            if not source.run.startswith("weights/"):
+                assert {source.run, f"{source.run}-{size}"} & done, f"{run} starts from {source.run}"
+        done.add(name_of(run))
 
 
 def test_options_reach_each_run_and_the_first_failure_ends_it(monkeypatch, capsys):

@@ -10,7 +10,7 @@ BLACK = np.zeros((10, 10, 3), np.uint8)
 
 def test_a_found_box_is_drawn_where_it_is():
     sheet = annotate.annotated(BLACK, [(0.25, 0.5, 0.75, 1.0)], size=101)
-    touched = (sheet == annotate.WRONG).all(-1)
+    touched = (sheet == annotate.FOUND).all(-1)
     rows, columns = np.nonzero(touched)
     assert (columns.min(), columns.max(), rows.min(), rows.max()) == (25, 75, 50, 100)
     assert not touched[60:90, 35:65].any()  # an outline
@@ -42,5 +42,5 @@ def test_words_stay_in_their_card_and_say_what_is_right():
     middle = sheet.shape[1] // 2
     gap = sheet[:, middle - 6 : middle + annotate.GAP - 2]  # between the words of one card and the other's picture
     assert (gap == 255).all()
-    for colour in (annotate.TRUE, annotate.WRONG):
+    for colour in (annotate.TRUE, annotate.FOUND):
         assert (np.abs(sheet.astype(int) - colour).sum(-1) < 30).any()
