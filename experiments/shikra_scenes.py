@@ -13,7 +13,6 @@ artists' own; the numbers are of an artist that was never trained on.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from mmjax.data import scene_text
@@ -21,24 +20,12 @@ from mmjax.data.scene_questions import COMPOSER, SceneQuestions
 from mmjax.evals.scene_answers import AskScenes, measured
 from mmjax.models import llava, shikra
 from mmjax.nn.cells import Beside
-from mmjax.nn.outputs import Aux
 from mmjax.nn.stack import Compute
 from mmjax.train import optim
 from mmjax.train.experiment import Experiment, Source
 from mmjax.train.task import Task, init_model
 
 ANSWERS = 56  # tokens that the assistant says in a row, at most
-
-
-@dataclasses.dataclass(frozen=True)
-class Loss:
-    cells: Beside
-
-    def __call__(self, model, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, Aux]:
-        out = llava.forward(model, variables, batch)
-        labels = llava.labels_of(batch)
-        text, _ = llava.answer_loss(model, variables, out.last_hidden_state, labels, ANSWERS)
-        return self.cells.added(text, {"text": text}, variables, out.image_features, batch)
 
 
 def config(size: str) -> llava.LlavaConfig:
@@ -58,7 +45,7 @@ def small(size: str) -> Experiment:
     speaks = Source(f"llama_scenes-{of}", "params", "params/language")
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}
     return Experiment(
-        Task(llava.Llava(made), Loss(cells), init=cells.started(init_model)),
+        Task(llava.Llava(made), llava.Answers(ANSWERS, cells), init=cells.started(init_model)),
         SceneQuestions(vocabulary=concepts, answers=ANSWERS),
         optim.Muon(2e-3, warmup=100, weight_decay=0.05, clip=1.0), steps, batch, **measured(size == "tiny"),
         sample=AskScenes("twemoji"), init_from=(sees, speaks), **every,

@@ -30,6 +30,7 @@ from flax import struct
 from mmjax.models import clip, llama, vit
 from mmjax.models.features import MLPAdapter
 from mmjax.nn.cache import KVCache
+from mmjax.nn.cells import Beside
 from mmjax.nn.embeddings import positions_of
 from mmjax.nn.linear import Linear
 from mmjax.nn.outputs import Aux, LMOutput
@@ -354,14 +355,32 @@ def answer_loss(
     """hidden [B T W], labels [B T] -> mean -log p of the labels that count, and how many do.
 
     most: no row has more labels that count; then only so many rows of logits are made. Small models spend half of their
-    time on the logits of pictures and questions, which nobody reads.
+    time on the logits of pictures and questions, which nobody reads. Where a row has more, the loss is NaN.
     """
+    fits = True
     if most is not None:
+        fits = ((labels != IGNORED).sum(1) <= most).all()
         chosen = jnp.argsort(labels == IGNORED, axis=1, stable=True)[:, :most]
         hidden = jnp.take_along_axis(hidden, chosen[..., None], axis=1)
         labels = jnp.take_along_axis(labels, chosen, axis=1)
     nll, count = linear_nll(hidden, model.head(variables["params"]), labels), (labels != IGNORED).sum()
-    return nll.sum() / jnp.maximum(count, 1), count
+    return jnp.where(fits, nll.sum() / jnp.maximum(count, 1), jnp.nan), count
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """`loss` of rows in which the assistant says at most `most` tokens; see `answer_loss`. With what the patches are
+    asked beside it, where a small tower would forget what it knew."""
+
+    most: int
+    cells: Beside | None = None
+
+    def __call__(self, model: Llava, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple:
+        out = forward(model, variables, batch)
+        value, count = answer_loss(model, variables, out.last_hidden_state, labels_of(batch), self.most)
+        if self.cells is None:
+            return value, Aux({"loss": value}, weight=count)
+        return self.cells.added(value, {"text": value}, variables, out.image_features, batch)
 
 
 def labels_of(batch: dict) -> jax.Array:

@@ -183,6 +183,16 @@ def test_words_do_not_see_pictures_that_follow(tiny):
     assert np.abs(one[:, 2:] - other[:, 2:]).min(axis=-1).max() > 1e-4
 
 
+def test_a_row_that_says_more_than_it_may_is_no_loss_at_all(tiny):
+    model, variables = tiny
+    rng, spoken = np.random.default_rng(0), np.zeros((2, 9), bool)
+    spoken[0, 2:5], spoken[1, 6:8] = True, True
+    batch = {"input_ids": rng.integers(0, 50, (2, 9)), "spoken": spoken, "attention_mask": np.ones((2, 9), bool)}
+    losses = [llava.Answers(most)(model, variables, batch, None, 0)[0] for most in (9, 3, 2)]
+    np.testing.assert_allclose(losses[:2], llava.loss(model, variables, batch, None, 0)[0], rtol=1e-6)
+    assert np.isnan(losses[2])
+
+
 def test_stages_train_what_they_name(tiny):
     names = list(flatten(tiny[1]["params"]))
     assert {n.split("/")[0] for n in names if re.search(llava.ALIGN, n)} == {"projector"}
