@@ -4,7 +4,7 @@
     {"size": [H, W], "counts": "61X13mN..."}    the same as text
     [[x0, y0, x1, y1, ...], ...]                polygons in pixels, whose union is the mask
 
-As text, each length from the third on is the difference from the one two before it, in groups of five bits from the low
+As text, each length from the fourth on is the difference from the one two before it, in groups of five bits from the low
 end: character 48 + bits, with 32 added where more follow; the highest bit of the last group is the sign.
 Source: Lin et al. 2014, arXiv:1405.0312; the file formats and rules of cocodataset/cocoapi (maskApi.c).
 """
@@ -19,17 +19,14 @@ Segmentation = Mapping[str, Any] | Sequence[Sequence[float]]
 
 
 def decode(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
-    """-> bool [H W]. ValueError where it is malformed, of another size, or has no pixel."""
+    """-> bool [H W], which a thin polygon may leave empty. ValueError where it is malformed or of another size."""
     if isinstance(segmentation, Mapping):
         lengths = check_runs(segmentation, height, width)
         inside = np.arange(len(lengths)) % 2 == 1
-        mask = np.repeat(inside, lengths).reshape(width, height).T
-    else:
-        mask = np.zeros((height, width), bool)
-        for polygon in check_polygons(segmentation):
-            mask |= fill(polygon, height, width)
-    if not mask.any():
-        raise ValueError("the mask has no pixel")
+        return np.repeat(inside, lengths).reshape(width, height).T
+    mask = np.zeros((height, width), bool)
+    for polygon in check_polygons(segmentation):
+        mask |= fill(polygon, height, width)
     return mask
 
 
@@ -51,19 +48,20 @@ def check_runs(segmentation: Mapping[str, Any], height: int, width: int) -> list
         raise ValueError(
             f"run lengths have the keys size and counts, got {', '.join(map(str, segmentation)) or 'none'}"
         )
-    if list(segmentation["size"]) != [height, width]:
-        raise ValueError(
-            f"the mask is of a picture of size {list(segmentation['size'])}, this one's is [{height}, {width}] "
-            "(height, width)"
-        )
-    counts = segmentation["counts"]
+    size, counts = segmentation["size"], segmentation["counts"]
+    if not isinstance(size, Sequence) or list(size) != [height, width]:
+        raise ValueError(f"the mask is of a picture of size {size}, this one's is [{height}, {width}] (height, width)")
+    if not isinstance(counts, Sequence):
+        raise ValueError(f"counts must be a list of whole numbers or a text, got {counts!r:.60}")
     if isinstance(counts, bytes):
-        counts = counts.decode("ascii")
+        counts = counts.decode("latin-1")  # a byte each; those that mean nothing are named below
     lengths = from_text(counts) if isinstance(counts, str) else list(counts)
-    if not all(isinstance(n, int | np.integer) and n >= 0 for n in lengths) or sum(lengths) != height * width:
+    if wrong := [n for n in lengths if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 0]:
+        raise ValueError(f"counts must be whole numbers from 0 on, got {wrong[0]!r:.60}")
+    if sum(lengths) != height * width:
         raise ValueError(
-            f"run lengths must be whole numbers that add up to {height} x {width} = {height * width}, got "
-            f"{len(lengths)} that add up to {sum(lengths) if lengths else 0}"
+            f"run lengths must add up to {height} x {width} = {height * width}, got {len(lengths)} that add up to "
+            f"{sum(lengths)}"
         )
     return lengths
 
@@ -113,7 +111,7 @@ def check_polygons(segmentation: Sequence[Sequence[float]]) -> list[np.ndarray]:
     for n, polygon in enumerate(segmentation):
         try:
             numbers = np.asarray(polygon, np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             numbers = np.zeros(0)
         if numbers.ndim != 1 or numbers.size < 6 or numbers.size % 2 or not np.isfinite(numbers).all():
             raise ValueError(f"polygon {n} must be x0, y0, x1, y1, ... with three points at least, got {polygon!r:.60}")
