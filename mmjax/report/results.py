@@ -126,7 +126,7 @@ def wilson(share: float, count: float) -> tuple[float, float]:
     z = 1.959964
     middle, scale = share + z**2 / (2 * count), 1 + z**2 / count
     half = z * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
-    return (middle - half) / scale, (middle + half) / scale
+    return max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0)
 
 
 def plan_table(plans: Sequence[dict]) -> str:
