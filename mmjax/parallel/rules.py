@@ -32,6 +32,7 @@ DEFAULT: tuple[Rule, ...] = (
     (r"(^|/)mixer/(conv\w*/kernel|delta/kernel|A_log)$", PartitionSpec((TENSOR, FSDP))),
     (r"(^|/)mixer/select/kernel$", PartitionSpec((TENSOR, FSDP), None)),
     (r"(^|/)(patch_embed|conv\w*)/kernel$", PartitionSpec(FSDP)),  # [h w in out]: `in` may be 3 colours
+    (r"(^|/)quantizer/(\w+/)*(codes|total)$", PartitionSpec()),  # [K D]: each device looks through all codes
 )
 
 

@@ -16,6 +16,7 @@ from mmjax.ops import quantize
 
 GOLDEN = dict(np.load(Path(__file__).parents[1] / "goldens" / "quantize.npz"))
 DECAY = 0.7
+SLOW = pytest.mark.slow
 RNG = np.random.default_rng(0)
 Z, CODES = RNG.normal(size=(16, 3, 4)).astype(np.float32), RNG.normal(size=(23, 4)).astype(np.float32)
 
@@ -48,7 +49,7 @@ def step(state, batch, factor, gradient, cosine):
     return after, {"out": out, "ids": ids, "loss": loss, "gradient": slope}
 
 
-@pytest.mark.parametrize("kind", ["straight", "rotated", "cosine"])
+@pytest.mark.parametrize("kind", [pytest.param("straight", marks=SLOW), "rotated", pytest.param("cosine", marks=SLOW)])
 def test_three_steps_of_training_equal_vector_quantize_pytorch(kind):
     codes = quantize.unit(GOLDEN["codes"]) if kind == "cosine" else GOLDEN["codes"]
     state, gradient = quantize.begin(codes), quantize.rotated if kind == "rotated" else quantize.straight_through
@@ -62,6 +63,7 @@ def test_three_steps_of_training_equal_vector_quantize_pytorch(kind):
         assert (GOLDEN["straight/2/ids"] != 3).all(), "the golden should hold a code that nothing chooses"
 
 
+@pytest.mark.slow
 def test_the_loss_of_equation_3_and_its_gradients_equal_haiku():
     def value(codes, z):
         ids = quantize.nearest(z, codes)
@@ -99,7 +101,7 @@ def test_fsq_equals_vector_quantize_pytorch_and_its_ids_come_back():
     np.testing.assert_array_equal(quantize.fsq_ids(every, levels), np.arange(60))
 
 
-@pytest.mark.parametrize("block", [pytest.param(None, marks=pytest.mark.slow), 5])
+@pytest.mark.parametrize("block", [pytest.param(None, marks=SLOW), 5])
 def test_lfq_equals_vector_quantize_pytorch_and_its_ids_come_back(block):
     wanted = one("lfq/")
 
@@ -128,6 +130,7 @@ def test_blocks_of_any_size_find_the_same_and_of_equals_the_first():
         np.testing.assert_allclose(total, wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_distances_of_a_large_codebook_never_stand_in_memory_at_once():
     z, codes = jax.ShapeDtypeStruct((2**14, 4), jnp.float32), jax.ShapeDtypeStruct((2**14, 4), jnp.float32)
 
@@ -146,7 +149,7 @@ def renewed(state, z, block=None):
     return ids, quantize.revived(after, z, jax.random.key(3), threshold=0.9)
 
 
-@pytest.mark.parametrize("block", [pytest.param(None, marks=pytest.mark.slow), 5])
+@pytest.mark.parametrize("block", [pytest.param(None, marks=SLOW), 5])
 def test_eight_devices_move_and_revive_the_codes_that_one_does(block):
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
@@ -183,6 +186,7 @@ def test_dead_codes_start_again_at_vectors_of_the_batch_each_at_its_own():
     assert (np.asarray(other["codes"][:5]) != np.asarray(after["codes"][:5])).any()
 
 
+@pytest.mark.slow
 def test_no_gradient_reaches_codes_that_move_by_themselves():
     def value(codes):
         state = quantize.begin(codes)
