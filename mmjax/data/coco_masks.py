@@ -4,8 +4,8 @@
     {"size": [H, W], "counts": "61X13mN..."}    the same as text
     [[x0, y0, x1, y1, ...], ...]                polygons in pixels, whose union is the mask
 
-As text, each length from the fourth on is the difference from the one two before it, in groups of five bits from the low
-end: character 48 + bits, with 32 added where more follow; the highest bit of the last group is the sign.
+As text, each length from the fourth on is the difference from the one two before it, in groups of five bits from the
+low end: character 48 + bits, with 32 added where more follow; the highest bit of the last group is the sign.
 Source: Lin et al. 2014, arXiv:1405.0312; the file formats and rules of cocodataset/cocoapi (maskApi.c).
 """
 
