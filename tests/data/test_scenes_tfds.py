@@ -20,6 +20,11 @@ def builder(tmp_path_factory):
     return made
 
 
+def test_vocabularies_are_known_by_their_size():
+    named = {name: config.vocabulary for name, config in scenes_tfds.ScenesBuilder.builder_configs.items()}
+    assert named == {"64": 64, "200": 200, "600": scene_questions.MOST}
+
+
 def test_no_tensorflow_was_needed(builder):
     assert "tensorflow" not in sys.modules
 
