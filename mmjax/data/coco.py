@@ -11,15 +11,18 @@
     data=CocoData(path="my_pictures", annotations="annotations.json", form=scene_text.Numbers())
 
 Boxes are in pixels of the picture, from the top left corner. A picture is put on a white square (Shikra's way), and
-places are parts of that square. Segmentations and "mask" may be missing. The file is checked when training starts;
-pictures, and the pixels of polygons, when they are read, batch by batch: the set may be larger than memory.
+places are parts of that square. Segmentations and "mask" may be missing, or []; then, and where one fills no pixel, as
+a thin polygon may, the mask is the box. The file and the headers of the pictures are checked when training starts, and
+pixels read batch by batch: the set may be larger than memory.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,15 +51,17 @@ class Labelled(NamedTuple):
     where: str  # in the file, for errors
 
     def mask(self, width: int, height: int) -> np.ndarray:
-        """bool [H W]; without a segmentation the box."""
-        if self.segmentation is None:
-            x0, y0, x1, y1 = self.box
-            columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
-            return ((rows > y0) & (rows < y1))[:, None] & (columns > x0) & (columns < x1)
-        try:
-            return coco_masks.decode(self.segmentation, height, width)
-        except ValueError as error:
-            raise ValueError(f"{self.where}, its mask: {error}") from error
+        """bool [H W]; the box, without a segmentation and where it fills no pixel."""
+        if self.segmentation is not None:
+            try:
+                mask = coco_masks.decode(self.segmentation, height, width)
+            except ValueError as error:
+                raise ValueError(f"{self.where}, its mask: {error}") from error
+            if mask.any():
+                return mask
+        x0, y0, x1, y1 = self.box
+        columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
+        return ((rows > y0) & (rows < y1))[:, None] & (columns > x0) & (columns < x1)
 
 
 class Picture(NamedTuple):
@@ -69,8 +74,9 @@ class Picture(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class CocoData(SceneQuestions):
     """Rows as SceneQuestions makes them, with its fields, but without cells; the composer gives only the size, and
-    `vocabulary` and `twins` mean nothing. Splits are train and validation. Other kinds than those below (see
-    scene_turns) suit pictures in which everything is annotated: an answer is right among the annotated things.
+    `vocabulary` and `twins` mean nothing. Splits are train and validation. An answer is right among the annotated
+    things: `is`, and kinds that are not below (see scene_turns), suit pictures in which everything is annotated. Where
+    expressions speak of some things only, ask ("what", "where").
     """
 
     path: str = ""  # the folder of the pictures
@@ -108,27 +114,42 @@ class CocoData(SceneQuestions):
     def _example(self, picture: Picture, seed: int, kinds: Sequence[str] | None) -> Example:
         rng, side = np.random.default_rng(seed), self.composer.size
         image = open_picture(Path(self.path), picture)
-        named = [rng.integers(len(one.names)) for one in picture.things]
         places = [image_ops.in_square(_inside(one, *image.size), *image.size) for one in picture.things]
         things = tuple(
             # What is hardly seen is not asked about, and is not counted either.
-            Thing(one.names[n], tuple(box.tolist()), 0.0 if one.crowd else 1.0)
-            for one, n, box in zip(picture.things, named, places, strict=True)
+            Thing(name, tuple(box.tolist()), 0.0 if one.crowd else 1.0)
+            for one, name, box in zip(picture.things, called(picture.things, rng), places, strict=True)
         )
         masks = [
             in_square(one.mask(*image.size), box, side) for one, box in zip(picture.things, places, strict=True)
         ]  # fmt: skip
         _, known = read(self.path, self.annotations)
+        here = {name for one in picture.things for name in one.names}
+        drawn = [known[n] for n in rng.integers(len(known), size=1_000)]  # of what may be very many
+        # Where nothing is absent, the names of what is there, which are not asked about as absent.
+        absent = [name for name in drawn if name not in here] or sorted(here)
         if kinds is None:
             chances = np.array([scene_turns.MIX[kind] for kind in self.kinds])
             kinds = rng.choice(self.kinds, size=self.length // 9, p=chances / chances.sum())
-        asked = [scene_turns.ask(str(kind), things, known, rng) for kind in kinds]
+        asked = [scene_turns.ask(str(kind), things, absent, rng) for kind in kinds]
         pixels = np.asarray(image_ops.expand_to_square(image).resize((side, side), Image.Resampling.BICUBIC))
         conversations = tuple(dict.fromkeys(one for one in asked if one is not None))
         return Example(pixels, things, np.array(masks, bool).reshape(-1, side, side), conversations)
 
     def _cells(self, example: Example) -> pipeline.Batch:
         return {}  # names are not those of the vocabulary of scenes
+
+
+def called(things: Sequence[Labelled], rng: np.random.Generator) -> list[str]:
+    """A name for each, at random of those that no other bears; where one has none such, all that bear its name are
+    called so, or it would seem to be one's alone."""
+    bearers = collections.Counter(name for one in things for name in one.names)
+    own = [[name for name in one.names if bearers[name] == 1] for one in things]
+    shared = {name for one, alone in zip(things, own, strict=True) if not alone for name in one.names}
+    choices = [
+        [name for name in one.names if name in shared] or alone for one, alone in zip(things, own, strict=True)
+    ]  # fmt: skip
+    return [names[rng.integers(len(names))] for names in choices]
 
 
 def in_square(mask: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
@@ -149,20 +170,39 @@ def in_square(mask: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
 
 def open_picture(path: Path, picture: Picture) -> Image.Image:
     """RGB, upright."""
+    image = _opened(path, picture, image_ops.shown)
+    _same_size(path, picture, image.size)
+    return image
+
+
+def size_of(path: Path, picture: Picture) -> tuple[int, int]:
+    """(width, height) when it is upright, read off the head of the file."""
+    if not (path / picture.file).is_file():
+        raise FileNotFoundError(
+            f"{picture.where} names the picture {picture.file}, but there is no {path / picture.file}"
+        )
+    size = _opened(path, picture, image_ops.shown_size)
+    _same_size(path, picture, size)
+    return size
+
+
+def _opened(path: Path, picture: Picture, read: Callable[[Image.Image], Any]) -> Any:
     try:
         with Image.open(path / picture.file) as image:
-            image = image_ops.shown(image)
+            return read(image)
     except Exception as error:  # Pillow's decoders raise many kinds
         raise ValueError(
             f"{path / picture.file} ({picture.where}) can't be read as a picture: {error}; replace the file or delete "
             "what names it"
         ) from error
-    if picture.size is not None and image.size != picture.size:
+
+
+def _same_size(path: Path, picture: Picture, size: tuple[int, int]) -> None:
+    if picture.size is not None and size != picture.size:
         raise ValueError(
-            f"{path / picture.file} has {image.size[0]} x {image.size[1]} pixels, but {picture.where} says "
+            f"{path / picture.file} has {size[0]} x {size[1]} pixels, but {picture.where} says "
             f"{picture.size[0]} x {picture.size[1]}; boxes would lie elsewhere"
         )
-    return image
 
 
 def _inside(one: Labelled, width: int, height: int) -> np.ndarray:
@@ -194,12 +234,14 @@ def read(path: str, annotations: str) -> tuple[tuple[Picture, ...], tuple[str, .
     pictures = read_referring(file, text) if file.suffix in (".jsonl", ".ndjson") else read_instances(file, text)
     if len(pictures) < 2:
         raise ValueError(f"{file} has {len(pictures)} pictures; at least 2 are needed, to train and to validate")
-    for picture in pictures:
-        if not (directory / picture.file).is_file():
-            raise FileNotFoundError(
-                f"{picture.where} names the picture {picture.file}, but there is no {directory / picture.file}"
-            )
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        sizes = pool.map(lambda picture: size_of(directory, picture), pictures)
+        for picture, size in zip(pictures, sizes, strict=True):
+            for one in picture.things:
+                _check(one, *size)
     names = dict.fromkeys(name for picture in pictures for one in picture.things for name in one.names)
+    if not names:
+        raise ValueError(f"{file} annotates nothing, so there is nothing to ask about; it needs annotations")
     return tuple(pictures), tuple(names)
 
 
@@ -235,7 +277,6 @@ def read_instances(file: Path, text: str) -> list[Picture]:
             if value not in known:
                 raise ValueError(f"{where}.{key}: {value!r} is the id of none of the {key.removesuffix('_id')} entries")
         one = _labelled((categories[category],), record, "segmentation", where)
-        _check(one, *images[number].size)
         found[number].append(one._replace(crowd=bool(record.get("iscrowd", 0))))
     return [picture._replace(things=tuple(found[number])) for number, picture in images.items()]
 
@@ -264,13 +305,14 @@ def _labelled(names: tuple[str, ...], record: Mapping[str, Any], masks: str, whe
     key = "box" if "box" in record else "bbox"
     try:
         box = np.array(record[key], np.float64).reshape(4)
-    except (TypeError, ValueError):
-        raise ValueError(f"{where}.{key} must be four numbers, got {record[key]!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{where}.{key} must be four numbers, got {record[key]!r:.60}") from None
     box = box if key == "box" else box_ops.from_xywh(box)
     if not np.isfinite(box).all() or not box_ops.valid(box):
         what = "is (x0, y0, x1, y1)" if key == "box" else "is (x, y, width, height) with no side below 0"
         raise ValueError(f"{where}.{key} {record[key]!r} is reversed or not finite; it {what}")
-    return Labelled(names, tuple(box.tolist()), record.get(masks), False, where)
+    mask = record.get(masks)
+    return Labelled(names, tuple(box.tolist()), None if mask in ([], [[]]) else mask, False, where)
 
 
 def _check(one: Labelled, width: int, height: int) -> None:
@@ -280,8 +322,7 @@ def _check(one: Labelled, width: int, height: int) -> None:
         return
     try:
         if isinstance(one.segmentation, Mapping):
-            if not any(coco_masks.check_runs(one.segmentation, height, width)[1::2]):
-                raise ValueError("the mask has no pixel")
+            coco_masks.check_runs(one.segmentation, height, width)
         else:
             coco_masks.check_polygons(one.segmentation)
     except ValueError as error:
@@ -314,6 +355,8 @@ def _name(text: Any, where: str) -> str:
         raise ValueError(f"{where} must be a text, got {text!r}")
     if marks := [mark for mark in RESERVED if mark in text]:
         raise ValueError(f"{where}: {text!r} holds {marks[0]}, which stands for something else in a row; rename it")
+    if re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"{where}: {text!r} holds half of a surrogate pair (\\uD800 to \\uDFFF)")
     name = " ".join(text.lower().split())
     article = next((a for a in ARTICLES if name.startswith(a) and name != a.strip()), "")
     return name.removeprefix(article)

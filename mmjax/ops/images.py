@@ -64,6 +64,15 @@ def shown(image: Any) -> Any:
     return image.convert("RGB")
 
 
+def shown_size(image: Any) -> tuple[int, int]:
+    """PIL image of a file, of which no pixel need be read -> (width, height) that `shown` gives it."""
+    from PIL import Image
+
+    # Pillow's own method for PNG reads the pixels first, as what turns a picture may stand behind them.
+    quarter = Image.Image.getexif(image).get(0x0112, 1) in (5, 6, 7, 8)
+    return image.size[::-1] if quarter else image.size
+
+
 def cover(image: Any, size: int) -> Any:
     """PIL image or array -> PIL image in RGB, size x size: shorter side resized to `size`, also where it is smaller,
     middle cut out. As CLIP does, what is transparent shows the colours behind it; see `shown`.

@@ -7,7 +7,7 @@ import pytest
 import scene_truth
 from PIL import Image
 
-from mmjax.data import coco, coco_masks, scene_questions, scene_text, scenes
+from mmjax.data import coco, coco_masks, scene_questions, scene_text, scene_turns, scenes
 from mmjax.data.coco import CocoData
 from mmjax.text import coordinates
 
@@ -161,10 +161,36 @@ def test_polygons_and_boxes_without_a_mask(pictures):
     x0, y0, x1, y1 = (int(x) for x in second.box)
     assert second.mask(*size).sum() == (x1 - x0) * (y1 - y0)
     assert second.mask(*size)[y0:y1, x0:x1].all()
+    for nothing in ([], [[]]):  # as files without masks say it
+        (one, *_) = changed(pictures, lambda c, m=nothing: c["annotations"][0].update(segmentation=m))
+        np.testing.assert_array_equal(one.mask(*size), wanted)
     tiny = np.zeros((300, 200), bool)
     tiny[7, 9] = True
     small = coco.in_square(tiny, np.array([59, 7, 60, 8]) / 300, 16)
     assert np.argwhere(small).tolist() == [[0, 3]]
+
+
+def test_a_mask_without_a_pixel_is_that_of_the_box(pictures):
+    thin, size = [[10.1, 10.1, 10.3, 10.1, 10.3, 10.3]], [HEIGHT, WIDTH]
+    for nothing in (thin, {"size": size, "counts": [HEIGHT * WIDTH]}):
+        edit = {"bbox": [10, 4, 20, 8], "segmentation": nothing}
+        (one, *_) = changed(pictures, lambda c, e=edit: c["annotations"][0].update(e))
+        mask = one.mask(WIDTH, HEIGHT)
+        assert mask[4:12, 10:30].all()
+        assert mask.sum() == 8 * 20
+    changed(pictures, lambda c: c["annotations"][0].update(bbox=[10.1, 10.1, 0.2, 0.2], segmentation=thin))
+    assert all(mask.any() for example in all_examples(data(pictures)).values() for mask in example.masks)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+def test_headers_tell_the_size_of_a_picture_that_is_turned(pictures, kind):
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter
+    Image.new("RGB", (HEIGHT, WIDTH), "red").save(pictures / f"turned.{kind}", exif=turned)
+    with (pictures / "refs.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"image": f"turned.{kind}", "expression": "red", "box": [70, 2, 80, 64]}))
+    (picture,) = (p for p in coco.read(str(pictures), "refs.jsonl")[0] if p.file == f"turned.{kind}")
+    assert coco.open_picture(pictures, picture).size == (WIDTH, HEIGHT)
 
 
 def test_crowds_are_neither_asked_about_nor_counted(pictures):
@@ -176,6 +202,46 @@ def test_crowds_are_neither_asked_about_nor_counted(pictures):
     for example in all_examples(data(pictures, kinds=("what", "where", "count", "is"))).values():
         assert {turn.kind for (turn,) in example.conversations} <= {"is"}
         assert {turn.answer for (turn,) in example.conversations} <= {"no"}
+
+
+def absent(one, questions):
+    """What is asked about each picture and answered with no, beside all names of what is there."""
+    for split in coco.SPLITS:
+        for picture, example in zip(one._pictures(split), one.examples(split, 99, ("is",) * questions), strict=True):
+            here = {name for thing in picture.things for name in thing.names}
+            yield here, {turn.question for (turn,) in example.conversations if turn.answer == "no"}
+
+
+def test_what_is_there_by_any_of_its_names_is_never_called_absent(pictures):
+    for annotations in ("annotations.json", "refs.jsonl"):
+        found = list(absent(data(pictures, annotations), 60))
+        assert len(found) == 10
+        for here, asked in found:
+            assert asked
+            assert not asked & {question.format(name) for question in scene_turns.IS for name in here}
+
+
+def test_where_all_that_has_a_name_is_in_the_picture_nothing_is_called_absent(pictures):
+    def change(contents):
+        for one in contents["annotations"]:
+            one["category_id"] = 0
+
+    changed(pictures, change)
+    assert [asked for _, asked in absent(data(pictures), 6)] == [set()] * 10
+
+
+@pytest.mark.parametrize(
+    ("names", "called"),
+    [
+        ((("cat", "black cat"), ("cat", "white cat")), {("black cat", "white cat")}),
+        ((("cat", "tabby"), ("cat",)), {("cat", "cat")}),
+        ((("cat", "tabby"), ("dog",)), {("cat", "dog"), ("tabby", "dog")}),
+        ((), {()}),
+    ],
+)
+def test_a_name_that_two_things_bear_is_nowhere_said_to_be_of_one(names, called):
+    things = [coco.Labelled(own, (0, 0, 1, 1), None, False, "") for own in names]
+    assert {tuple(coco.called(things, np.random.default_rng(seed))) for seed in range(20)} == called
 
 
 def test_a_box_that_hangs_over_by_a_pixel_is_cut(pictures):
@@ -212,17 +278,17 @@ def first(**fields):
         (first(category_id=[1]), r"annotations\[3\]\.category_id must be a number or a text, got \[1\]"),
         (first(bbox=[1, 2, 3]), r"annotations\[3\]\.bbox must be four numbers, got \[1, 2, 3\]"),
         (first(bbox=[1, 2, 3, None]), r"annotations\[3\]\.bbox \[1, 2, 3, None\] is reversed or not finite"),
+        (first(bbox=[1, 2, 3, 10**400]), r"annotations\[3\]\.bbox must be four numbers"),
         (first(bbox=[9, 2, -3, 4]), r"annotations\[3\]\.bbox .* is reversed .* \(x, y, width, height\)"),
         (first(bbox=[70, 2, 20, 4]), r"annotations\[3\]: box.* \(70, 2, 90, 6\) is not within 80 x 64"),
         (first(box=[1, 2, 3, 4]), r"annotations\[3\]: give either box, .* or bbox"),
-        (first(segmentation=[]), r"annotations\[3\], its mask: a mask is a list of polygons or run lengths"),
+        (first(segmentation=5), r"annotations\[3\], its mask: a mask is a list of polygons or run lengths"),
+        (first(segmentation={"size": 4, "counts": [20]}), r"annotations\[3\], its mask: the mask is of .* size 4,"),
+        (first(segmentation={"size": [64, 80], "counts": 5}), r"annotations\[3\], its mask: counts must be"),
         (first(segmentation=[[1, 2, 3, 4]]), r"annotations\[3\], its mask: polygon 0 must be"),
-        (
-            first(segmentation={"size": [64, 80], "counts": [5120]}),
-            r"annotations\[3\], its mask: the mask has no pixel",
-        ),
         (first(segmentation={"size": [80, 64], "counts": [0, 5120]}), r"size \[80, 64\], this one's is \[64, 80\]"),
         (first(segmentation={"size": [64, 80], "counts": [9]}), r"add up to 64 x 80 = 5120, got 1 that add up to 9"),
+        (lambda c: c.update(annotations=[]), r"annotations\.json annotates nothing"),
         (lambda c: c.update(images=c["images"][:1], annotations=[]), "has 1 pictures; at least 2 are needed"),
     ],
 )
@@ -240,6 +306,10 @@ def test_what_is_wrong_with_coco_is_named(pictures, change, message):
         (
             {"image": "files/0.png", "sentences": ["x", 3], "box": [1, 2, 3, 4]},
             "line 3, sentence 1 must be a text, got 3",
+        ),
+        (
+            {"image": "files/0.png", "expression": "\ud800", "box": [1, 2, 3, 4]},
+            "line 3, sentence 0: .* half of a surrogate pair",
         ),
         ({"image": "files/0.png", "expression": "x"}, r"line 3: give either box, \[x0, y0, x1, y1\], or bbox"),
         ({"image": "files/0.png", "expression": "x", "box": [9, 2, 3, 4]}, r"line 3\.box .* is reversed"),
@@ -259,15 +329,15 @@ def test_what_is_wrong_with_expressions_is_named(pictures, record, message):
     [
         ({"box": [1, 2, 90, 4]}, r"line 1: box .*\(1, 2, 90, 4\) is not within 80 x 64"),
         ({"mask": [[1, 2, 3, 4]]}, "line 1, its mask: polygon 0 must be"),
-        ({"mask": [[3.2, 3.2, 3.3, 3.2, 3.3, 3.3]]}, "line 1, its mask: the mask has no pixel"),
+        ({"mask": {"size": [80, 64], "counts": [5120]}}, r"line 1, its mask: the mask is of .* size \[80, 64\]"),
     ],
 )
-def test_what_needs_the_picture_is_named_when_it_is_read(pictures, record, message):
+def test_what_needs_the_size_of_the_picture_is_named_at_the_start(pictures, record, message):
     lines = [json.loads(line) for line in (pictures / "refs.jsonl").read_text().split("\n")]
     lines[0] |= record
     (pictures / "refs.jsonl").write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(ValueError, match=message):
-        all_examples(data(pictures, "refs.jsonl"))
+        data(pictures, "refs.jsonl").batches(2, 0)
 
 
 def test_missing_and_broken_files_are_named(pictures, tmp_path):
@@ -279,14 +349,19 @@ def test_missing_and_broken_files_are_named(pictures, tmp_path):
     with pytest.raises(ValueError, match="no split 'test' of annotated pictures"):
         data(pictures).examples("test", 1)
     Image.new("RGB", (64, 80)).save(pictures / "files" / "0.png")
-    with pytest.raises(ValueError, match=r"0\.png has 64 x 80 pixels, but .*images\[0\] says 80 x 64"):
-        all_examples(data(pictures))
+    wrong_size = r"0\.png has 64 x 80 pixels, but .*images\[0\] says 80 x 64"
+    with pytest.raises(ValueError, match=wrong_size):
+        data(pictures).batches(2, 0)
     (pictures / "files" / "0.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"0\.png \(.*images\[0\]\) can't be read as a picture"):
-        all_examples(data(pictures))
-    (pictures / "files" / "1.png").unlink()
+    for annotations, where in (("annotations.json", r"images\[0\]"), ("refs.jsonl", "line 1")):
+        with pytest.raises(ValueError, match=rf"0\.png \(.*{where}\) can't be read as a picture"):
+            data(pictures, annotations).batches(2, 0)
+    picture = coco.Picture("files/1.png", (64, 80), (), "images[1]")  # exchanged since
+    with pytest.raises(ValueError, match=r"1\.png has 80 x 64 pixels, but images\[1\] says 64 x 80"):
+        coco.open_picture(pictures, picture)
+    (pictures / "files" / "0.png").unlink()
     coco.read.cache_clear()
-    with pytest.raises(FileNotFoundError, match=r"images\[1\] names the picture files/1\.png, but there is no"):
+    with pytest.raises(FileNotFoundError, match=r"images\[0\] names the picture files/0\.png, but there is no"):
         data(pictures).examples("train", 1)
     (pictures / "annotations.json").write_text('{"images": [')
     with pytest.raises(ValueError, match=r"annotations\.json, line 1, column 13: not JSON"):
