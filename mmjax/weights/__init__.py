@@ -3,6 +3,7 @@
 from mmjax.weights.features import load_mof, save_mof
 from mmjax.weights.gguf import load_gguf, load_language
 from mmjax.weights.hf import convert, load_hf, save_hf
+from mmjax.weights.mar import load_mar
 from mmjax.weights.open_clip import load_openai, save_openai
 from mmjax.weights.sam import load_sam
 
@@ -11,6 +12,7 @@ __all__ = [
     "load_gguf",
     "load_hf",
     "load_language",
+    "load_mar",
     "load_mof",
     "load_openai",
     "load_sam",

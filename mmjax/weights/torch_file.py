@@ -27,7 +27,7 @@ DAMAGE = (  # what bytes that are no pickle of tensors can raise
 
 
 class ScriptModule:
-    """Any class of a TorchScript archive; the unpickler sets its attributes."""
+    """Any class of a TorchScript archive, or argparse's; the unpickler sets its attributes."""
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -85,6 +85,7 @@ class _Unpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
             ("torch.jit._pickle", "restore_type_tag"): lambda value, _: value,
             ("collections", "OrderedDict"): collections.OrderedDict,
+            ("argparse", "Namespace"): ScriptModule,  # the settings of a training, kept beside its weights
         }
         if (module, name) not in known:
             raise pickle.UnpicklingError(f"{module}.{name} is not a tensor")
