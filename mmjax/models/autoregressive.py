@@ -1,0 +1,280 @@
+"""Next tokens of a picture in every way of one figure: raster or random order, causal or bidirectional attention, one
+token or a set at a time, codes or continuous tokens.
+
+Source: Li et al. 2024, arXiv:2406.11838, figure 3 and table 1. One plain transformer for all of them, so that what
+differs is what the name says; the published network of sets, with encoder and decoder, is mar.py.
+
+    causal          [class; x_1 ... x_{N-1}] + where each is + where the next will be -blocks-> z_1 ... z_N
+    bidirectional   [class; x_1 ... x_k; mask ... mask] + where each is               -blocks-> z_1 ... z_N
+    head            z_i -> x_i: cross entropy over K codes (Codes), or the loss of a diffusion (Latents)
+
+B batch, N tokens in the order in which they come (path [B N] says where in the picture each stands), W width, k known.
+Causal attention learns from all tokens of a picture at once and draws one at a time; bidirectional attention learns
+from the N - k that are masked, and may draw many at a time. In a random order a causal network must be told where the
+token is that it shall say, which the figure leaves open: here, by a second table of positions added to its input.
+Drawing reads the whole picture again for each step; causal networks could keep their keys (llama.py does).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mmjax.models.mar import DiffusionHead, masked_after, masked_count, random_orders
+from mmjax.nn.attention import Attention
+from mmjax.nn.blocks import PreNormBlock
+from mmjax.nn.linear import Linear
+from mmjax.nn.mlp import MLP
+from mmjax.nn.norms import LayerNorm
+from mmjax.nn.outputs import Aux
+from mmjax.nn.stack import Compute, Stack
+from mmjax.ops import diffusion, masks
+from mmjax.ops.cross_entropy import softmax_cross_entropy
+
+normal, xavier = nn.initializers.normal(0.02), nn.initializers.xavier_uniform()
+
+
+def raster(rng: jax.Array, batch_size: int, tokens: int) -> jax.Array:
+    """[B N] int: row by row from the top left."""
+    return jnp.broadcast_to(jnp.arange(tokens), (batch_size, tokens))
+
+
+shuffled = random_orders
+
+
+# --- heads: what a token is, how it is read, scored and drawn
+
+
+class Codes(nn.Module):
+    """One of K codes: tokens are int."""
+
+    count: int  # K
+    width: int  # W
+
+    def setup(self):
+        self.table = self.param("embedding", normal, (self.count, self.width))
+        self.out = Linear(self.count, True, kernel_init=xavier)
+
+    def empty(self, shape: tuple[int, ...]) -> jax.Array:
+        return jnp.zeros(shape, jnp.int32)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:  # [B N] -> [B N W]
+        return self.table[tokens]
+
+    def loss(self, z: jax.Array, tokens: jax.Array, rng: jax.Array) -> jax.Array:  # [B N W], [B N] -> [B N]
+        return softmax_cross_entropy(self.out(z), tokens)
+
+    def draw(self, z: jax.Array, free: jax.Array | None, guidance: float, rng: jax.Array, temperature: float):
+        """z [B k W], free the same without the class, or None -> tokens [B k]. Temperature 0 takes the likeliest."""
+        logits = self.out(z) if free is None else diffusion.guided(self.out(z), self.out(free), guidance)
+        if temperature == 0:
+            return jnp.argmax(logits, axis=-1)
+        return jax.random.categorical(rng, logits / temperature)
+
+
+class Latents(nn.Module):
+    """D numbers with any values, by a diffusion of their own: MAR's head."""
+
+    features: int  # D
+    width: int  # W
+    head_width: int = 1024
+    head_depth: int = 3
+    repeats: int = 4  # noises for each token of a batch
+    noise_steps: int = 100  # in drawing
+
+    def setup(self):
+        self.inputs = Linear(self.width, True, kernel_init=xavier)
+        self.net = DiffusionHead(self.features, self.head_width, self.head_depth)
+
+    def empty(self, shape: tuple[int, ...]) -> jax.Array:
+        return jnp.zeros((*shape, self.features))
+
+    def embed(self, tokens: jax.Array) -> jax.Array:  # [B N D] -> [B N W]
+        return self.inputs(tokens)
+
+    def loss(self, z: jax.Array, tokens: jax.Array, rng: jax.Array) -> jax.Array:  # [B N W], [B N D] -> [B N]
+        t_rng, noise_rng = jax.random.split(rng)
+        chain, shape = diffusion.chain(diffusion.cosine_betas()), (self.repeats, *tokens.shape)
+        t, noise = jax.random.randint(t_rng, shape[:-1], 0, len(chain.kept)), jax.random.normal(noise_rng, shape)
+        tokens = jnp.broadcast_to(tokens, shape)
+        output = self.net(diffusion.noised(chain, tokens, noise, t), t, z)
+        return sum(part.mean(0) for part in diffusion.hybrid_loss(chain, output, tokens, noise, t))
+
+    def draw(self, z: jax.Array, free: jax.Array | None, guidance: float, rng: jax.Array, temperature: float):
+        """z [B k W], free the same without the class, or None -> tokens [B k D]. Temperature: of each step's noise."""
+        chain, shape = diffusion.chain(diffusion.cosine_betas(), self.noise_steps), (*z.shape[:-1], self.features)
+        params = {"params": self.net.variables["params"]}
+        net = partial(DiffusionHead(self.features, self.head_width, self.head_depth, parent=None).apply, params)
+
+        def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
+            if free is None:
+                return net(x, t, z)
+            told, untold = net(x, t, z), net(x, t, free)
+            noise = diffusion.guided(told, untold, guidance)[..., : self.features]
+            return jnp.concatenate([noise, told[..., self.features :]], axis=-1)
+
+        start_rng, step_rng = jax.random.split(rng)
+        noise = diffusion.normal_noise(step_rng, shape)
+        start = jax.random.normal(start_rng, shape)
+        return diffusion.ancestral(chain, denoise, start, noise, temperature=temperature)
+
+
+# --- attention: what of a picture is read for the next tokens
+
+
+def _blocks(c: "PictureConfig", compute: Compute) -> Callable:
+    attention = partial(Attention, c.num_heads, compute.dtype, xavier, xavier)
+    mlp = partial(MLP, c.hidden, dtype=compute.dtype, up_init=xavier, down_init=xavier)
+    norm = partial(LayerNorm, 1e-6, compute.dtype)
+    stack, last = Stack(partial(PreNormBlock, attention, mlp, norm), c.depth, compute, name="layers"), norm(name="norm")
+    return lambda x, mask=None: last(stack(x, mask)[0])
+
+
+class Causal(nn.Module):
+    """Token i is said by those before it."""
+
+    config: "PictureConfig"
+    compute: Compute = Compute()
+
+    @staticmethod
+    def known(rng: jax.Array, c: "PictureConfig") -> jax.Array:
+        """How many tokens training shows without asking for them: none, as each is asked for by its place."""
+        return jnp.zeros((), jnp.int32)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, path: jax.Array, told: jax.Array, known: jax.Array) -> jax.Array:
+        """x [B N W] tokens along path [B N], told [B 1 W] -> z [B N W]."""
+        here, ahead = (
+            self.param(name, normal, (self.config.tokens, self.config.width)) for name in ("pos", "next_pos")
+        )
+        x = jnp.concatenate([told, (x + here[path])[:, :-1]], axis=1) + ahead[path]
+        return _blocks(self.config, self.compute)(x, masks.Causal())
+
+
+class Bidirectional(nn.Module):
+    """The tokens after the first `known` are said by these."""
+
+    config: "PictureConfig"
+    compute: Compute = Compute()
+
+    @staticmethod
+    def known(rng: jax.Array, c: "PictureConfig") -> jax.Array:
+        """As MAR masks; the rest is shown."""
+        return c.tokens - masked_count(rng, c.tokens, c.least_masked)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, path: jax.Array, told: jax.Array, known: jax.Array) -> jax.Array:
+        """As in Causal."""
+        c = self.config
+        here, mask = self.param("pos", normal, (c.tokens, c.width)), self.param("mask_embed", normal, (c.width,))
+        x = jnp.where((jnp.arange(c.tokens) < known)[:, None], x, mask) + here[path]
+        return _blocks(c, self.compute)(jnp.concatenate([told, x], axis=1))[:, 1:]
+
+
+# --- a picture, from these parts
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureConfig:
+    """One of the figure's ways; how many tokens are drawn at a time is a choice of `sample`."""
+
+    head: Callable[..., nn.Module]  # Codes or Latents, given width
+    read: type = Bidirectional  # or Causal
+    order: Callable = shuffled  # or raster
+    tokens: int = 256  # N
+    width: int = 1024  # W
+    depth: int = 32
+    num_heads: int = 16
+    hidden: int = 4096
+    num_classes: int = 1000
+    drop: float = 0.1  # share of the classes that training leaves out, for guidance
+    least_masked: float = 0.7  # share of the tokens, where attention is bidirectional
+
+    @classmethod
+    def tiny(cls, head: Callable[..., nn.Module], **ways: Any) -> "PictureConfig":
+        return cls(head, tokens=9, width=16, depth=2, num_heads=2, hidden=32, num_classes=3, **ways)
+
+
+class Picture(nn.Module):
+    config: PictureConfig
+    compute: Compute = Compute()
+
+    def setup(self):
+        c = self.config
+        self.class_embed = self.param("class_embed", normal, (c.num_classes + 1, c.width))  # the last stands for none
+        self.reader = c.read(c, self.compute)
+        self.head = c.head(width=c.width)
+
+    def __call__(
+        self, tokens: jax.Array, label: jax.Array, path: jax.Array | None = None, known: jax.Array | int = 0,
+        rng: jax.Array | None = None,
+    ) -> jax.Array:  # fmt: skip
+        """The loss of each token [B N], along its path. tokens [B N] int or [B N D] in rows from the top left, label
+        [B] int or -1, path [B N] int, rng for the noise of Latents."""
+        path = raster(rng, *tokens.shape[:2]) if path is None else path
+        tokens = along(tokens, path)
+        rng = jax.random.key(0) if rng is None else rng
+        return self.head.loss(self.states(tokens, label, path, known), tokens, rng)
+
+    def states(self, tokens: jax.Array, label: jax.Array, path: jax.Array, known: jax.Array | int) -> jax.Array:
+        """z [B N W], from tokens along path."""
+        told = self.class_embed[jnp.where(label < 0, self.config.num_classes, label)][:, None]
+        return self.reader(self.head.embed(tokens), path, told, known)
+
+    def empty(self, batch_size: int) -> jax.Array:
+        return self.head.empty((batch_size, self.config.tokens))
+
+    def draw(self, *args: Any) -> jax.Array:
+        """As of the heads."""
+        return self.head.draw(*args)
+
+
+def along(tokens: jax.Array, path: jax.Array) -> jax.Array:
+    """tokens [B N ...] of a picture, in the order of path [B N]."""
+    return tokens[jnp.arange(path.shape[0])[:, None], path]
+
+
+def loss(model: Picture, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, Aux]:
+    """The mean over the tokens that are asked for. batch: tokens [B N] int or [B N D], label [B]."""
+    c, tokens, label = model.config, batch["tokens"], batch["label"]
+    order_rng, known_rng, drop_rng, head_rng = jax.random.split(rng, 4)
+    path, known = c.order(order_rng, *tokens.shape[:2]), c.read.known(known_rng, c)
+    label = jnp.where(jax.random.bernoulli(drop_rng, c.drop, label.shape), -1, label)
+    losses = model.apply(variables, tokens, label, path, known, head_rng)
+    asked = jnp.arange(c.tokens) >= known
+    count = asked.sum() * label.shape[0]
+    value = jnp.sum(losses * asked) / count
+    return value, Aux({"loss": value}, weight=count.astype(jnp.float32))
+
+
+def sample(
+    model: Picture, variables: dict, rng: jax.Array, label: jax.Array, *, steps: int, guidance: float = 1.0,
+    temperature: float = 1.0,
+) -> jax.Array:  # fmt: skip
+    """label [B] int, -1 for any -> tokens in rows from the top left. steps: as many as tokens, or fewer where attention
+    is bidirectional: sets of tokens by MAR's cosine. One scan; jit it with what is keyword static."""
+    c = model.config
+    if c.read is Causal and steps != c.tokens:
+        raise ValueError(f"causal attention says one token at a time, so steps must be {c.tokens}, got {steps}")
+    order_rng, step_rng = jax.random.split(rng)
+    path, rows = c.order(order_rng, label.shape[0], c.tokens), jnp.arange(label.shape[0])[:, None]
+    known = c.tokens - masked_after(c.tokens, steps)  # [steps + 1]
+    most, draw = int((known[1:] - known[:-1]).max()), partial(model.apply, variables, method="draw")
+    states = partial(model.apply, variables, method="states")
+
+    def fill(tokens: jax.Array, at: tuple) -> tuple[jax.Array, None]:
+        first, end, rng = at
+        slots = jnp.minimum(first + jnp.arange(most), c.tokens - 1)
+        z = states(tokens, label, path, first)[:, slots]
+        free = None if guidance == 1 else states(tokens, jnp.full_like(label, -1), path, first)[:, slots]
+        new = draw(z, free, guidance, rng, temperature)
+        return tokens.at[:, jnp.where(first + jnp.arange(most) < end, slots, c.tokens)].set(new, mode="drop"), None
+
+    tokens = model.apply(variables, label.shape[0], method="empty")
+    keys = jax.random.split(step_rng, steps)
+    tokens, _ = jax.lax.scan(fill, tokens, (jnp.asarray(known[:-1]), jnp.asarray(known[1:]), keys))
+    return tokens.at[rows, path].set(tokens)
