@@ -11,25 +11,33 @@ import safetensors.numpy
 from PIL import Image
 
 from mmjax import cli
-from mmjax.data import catalogue, folder
+from mmjax.data import catalogue, coco, folder
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ["train", str(ROOT / "experiments" / "clip_folder.py"), "--size", "tiny", "--workdir", "run"]
+BOXES = ["train", str(ROOT / "experiments" / "shikra_coco.py"), "--size", "tiny", "--workdir", "run"]
 QUICK = ["--set", "steps=2", "--set", "batch_size=8", "--set", "save_every=1"]
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A working directory with the folder `pictures` of 24 captioned files."""
+    """A working directory with the folder `pictures` of 24 captioned files, with boxes and with expressions too."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MMJAX_DEBUG", raising=False)
     (tmp_path / "pictures").mkdir()
-    rng, lines = np.random.default_rng(0), []
+    rng, lines, boxes, said = np.random.default_rng(0), [], [], []
     for i in range(24):
         Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(tmp_path / "pictures" / f"{i}.png")
         lines.append(json.dumps({"image": f"{i}.png", "text": f"noise number {i}"}))
+        boxes.append({"image_id": i, "category_id": i % 3, "bbox": [i / 2, 2, 6, 9], "segmentation": []})
+        said.append(json.dumps({"image": f"{i}.png", "expression": f"the noise {i}", "box": [2, 3, 14, 15 + i / 8]}))
     (tmp_path / "pictures" / "captions.jsonl").write_text("\n".join(lines))
-    for read in (folder.read_folder, folder.trained, catalogue.open_builder, catalogue.trained_vocabulary):
+    images = [{"id": i, "file_name": f"{i}.png", "width": 24, "height": 20} for i in range(24)]
+    names = [{"id": i, "name": name} for i, name in enumerate(("Fox", "Key", "zebra crossing"))]
+    contents = {"images": images, "categories": names, "annotations": boxes}
+    (tmp_path / "pictures" / "annotations.json").write_text(json.dumps(contents))
+    (tmp_path / "pictures" / "expressions.jsonl").write_text("\n".join(said))
+    for read in (coco.read, folder.read_folder, folder.trained, catalogue.open_builder, catalogue.trained_vocabulary):
         read.cache_clear()
     return tmp_path
 
@@ -55,6 +63,18 @@ def test_a_folder_of_pictures_trains(here, capsys):
     assert np.isfinite(losses(here / "run")).all()
     assert (here / "run" / "report.html").is_file()
     assert cli.main(["sample", "run", "noise number 3"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [[], ["--set", "data.annotations=expressions.jsonl"]])
+def test_pictures_with_boxes_train(settings, here, capsys):
+    assert cli.main([*BOXES, *QUICK, "--set", "data.path=pictures", *settings]) == 0
+    assert len(losses(here / "run")) == 2
+    assert np.isfinite(losses(here / "run")).all()
+    report = (here / "run" / "report.html").read_text()
+    assert "validation/where/iou" in report
+    assert cli.main(["sample", "run", "where is the key?", "--image", "pictures/3.png"]) == 0
+    assert cli.main(["sample", "run", "is the fox there?"]) == 0
 
 
 @pytest.mark.slow
@@ -98,6 +118,35 @@ def test_a_folder_with_a_mistake_is_one_sentence(spoil, settings, parts, here, c
         spoil(here / "pictures")
     overrides = [word for one in ("data.path=pictures", *settings) for word in ("--set", one)]
     error = mistake([*FOLDER, *overrides], capsys)
+    for part in parts:
+        assert part in error
+    assert not (here / "run").exists()
+
+
+def spoiled(pictures, file, old, new):
+    path = pictures / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "settings", "parts"),
+    [
+        ((), ["data.path=nowhere"], ["'nowhere', which is no folder", "--set data.path=FOLDER"]),
+        ((), ["data.annotations=boxes.json"], ["no annotations", "annotations.json", "--set data.annotations=FILE"]),
+        (("annotations.json", "[2.5, 2, 6, 9]", "[22, 2, 6, 9]"), [], ["annotations[5]", "not within 24 x 20"]),
+        (
+            ("expressions.jsonl", "[2, 3, 14, 15.5]", "[2, 3, 14, 25.5]"),
+            ["data.annotations=expressions.jsonl"],
+            ["expressions.jsonl, line 5", "not within 24 x 20"],
+        ),
+    ],
+)  # fmt: skip
+def test_boxes_with_a_mistake_are_one_sentence(spoil, settings, parts, here, capsys):
+    if spoil:
+        spoiled(here / "pictures", *spoil)
+    overrides = [word for one in ("data.path=pictures", *settings) for word in ("--set", one)]
+    error = mistake([*BOXES, *overrides], capsys)
     for part in parts:
         assert part in error
     assert not (here / "run").exists()

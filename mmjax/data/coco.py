@@ -8,6 +8,7 @@
 
     file --read--> pictures with boxes and names --scene_turns.ask--> conversations --SceneQuestions.batch--> rows
 
+    mmjax train experiments/shikra_coco.py --set data.path=my_pictures
     data=CocoData(path="my_pictures", annotations="annotations.json", form=scene_text.Numbers())
 
 Boxes are in pixels of the picture, from the top left corner. A picture is put on a white square (Shikra's way), and
