@@ -4,7 +4,7 @@
     mmjax train experiments/shikra_coco.py --set data.path=my_pictures --set data.annotations=expressions.jsonl
 
 tiny          seconds, to see whether the folder reads
-small         3,200 steps of 32 pictures, 64 x 64 pixels: some 30 minutes on one CPU core
+small         3,200 steps of 32 pictures, 64 x 64 pixels: some 40 minutes on one CPU core
 small_scenes  the same, from what shikra_scenes has learned of drawings
 paper         Shikra-7B, its second stage, in the vocabulary of scenes: for `mmjax plan` and pods
 
