@@ -144,7 +144,8 @@ def differentiated(model, loss):
 
     def run(variables, images, step):
         def value(params):
-            return loss(model, {**variables, "params": params}, {"images": images}, jax.random.key(0), step)
+            total, aux = loss(model, {**variables, "params": params}, {"images": images}, jax.random.key(0), step)
+            return total, aux._replace(collections=dict(aux.collections))
 
         return jax.value_and_grad(value, has_aux=True)(variables["params"])
 
