@@ -35,6 +35,7 @@ class Transform:
 SAME = Transform(lambda x: x, lambda x: x)
 TRANSPOSE = Transform(lambda x: x.T, lambda x: x.T)  # torch.nn.Linear keeps (out, in)
 CONV = Transform(lambda x: rearrange(x, "o i h w -> h w i o"), lambda x: rearrange(x, "h w i o -> o i h w"))
+POINT = Transform(lambda x: rearrange(x, "o i 1 1 -> i o"), lambda x: rearrange(x, "i o -> o i 1 1"))  # Conv2d 1 x 1
 ONE = Transform(lambda x: x.reshape(()), lambda x: x.reshape(1))  # a scalar that they keep as [1]
 
 

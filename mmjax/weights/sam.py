@@ -18,7 +18,7 @@ from einops import rearrange
 from mmjax.models import sam, vitdet
 from mmjax.ops import images as image_ops
 from mmjax.weights import engine, files
-from mmjax.weights.engine import CONV, Rule, Transform, linear, norm
+from mmjax.weights.engine import CONV, POINT, Rule, Transform, linear, norm
 from mmjax.weights.fields import Fields
 
 MODEL = sam.SAM
@@ -26,7 +26,6 @@ FORMAT = "transformers' SamModel"
 IGNORED = (r"^prompt_encoder\.shared_embedding\.",)  # the same array as shared_image_embedding
 QKV = ("query", "key", "value")
 ROW = Transform(lambda x: x[0], lambda x: x[None])  # an embedding of one
-POINT = Transform(lambda x: rearrange(x, "o i 1 1 -> i o"), lambda x: rearrange(x, "i o -> o i 1 1"))  # Conv2d 1 x 1
 UP = Transform(lambda x: rearrange(x, "i o h w -> h w i o"), lambda x: rearrange(x, "h w i o -> i o h w"))  # transposed
 HEAD = {"in_projection": "proj_in", "middle": "layers.0", "out_projection": "proj_out"}
 OFFICIAL = {  # their names -> those of transformers, in this order
