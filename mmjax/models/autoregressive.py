@@ -63,7 +63,7 @@ class Codes(nn.Module):
         return jnp.zeros(shape, jnp.int32)
 
     def embed(self, tokens: jax.Array) -> jax.Array:  # [B N] -> [B N W]
-        return self.table[tokens]
+        return jnp.take(self.table, tokens, axis=0)
 
     def loss(self, z: jax.Array, tokens: jax.Array, rng: jax.Array) -> jax.Array:  # [B N W], [B N] -> [B N]
         return softmax_cross_entropy(self.out(z), tokens)
@@ -151,7 +151,7 @@ class Causal(nn.Module):
         here, ahead = (
             self.param(name, normal, (self.config.tokens, self.config.width)) for name in ("pos", "next_pos")
         )
-        x = jnp.concatenate([told, (x + here[path])[:, :-1]], axis=1) + ahead[path]
+        x = jnp.concatenate([told, (x + jnp.take(here, path, axis=0))[:, :-1]], axis=1) + jnp.take(ahead, path, axis=0)
         return _blocks(self.config, self.compute)(x, masks.Causal())
 
 
@@ -171,7 +171,7 @@ class Bidirectional(nn.Module):
         """As in Causal."""
         c = self.config
         here, mask = self.param("pos", normal, (c.tokens, c.width)), self.param("mask_embed", normal, (c.width,))
-        x = jnp.where((jnp.arange(c.tokens) < known)[:, None], x, mask) + here[path]
+        x = jnp.where((jnp.arange(c.tokens) < known)[:, None], x, mask) + jnp.take(here, path, axis=0)
         return _blocks(c, self.compute)(jnp.concatenate([told, x], axis=1))[:, 1:]
 
 
@@ -222,7 +222,8 @@ class Picture(nn.Module):
 
     def states(self, tokens: jax.Array, label: jax.Array, path: jax.Array, known: jax.Array | int) -> jax.Array:
         """z [B N W], from tokens along path."""
-        told = self.class_embed[jnp.where(label < 0, self.config.num_classes, label)][:, None]
+        label = jnp.where(label < 0, self.config.num_classes, label)
+        told = jnp.take(self.class_embed, label, axis=0)[:, None]
         return self.reader(self.head.embed(tokens), path, told, known)
 
     def empty(self, batch_size: int) -> jax.Array:
@@ -235,7 +236,7 @@ class Picture(nn.Module):
 
 def along(tokens: jax.Array, path: jax.Array) -> jax.Array:
     """tokens [B N ...] of a picture, in the order of path [B N]."""
-    return tokens[jnp.arange(path.shape[0])[:, None], path]
+    return jax.vmap(lambda tokens, path: tokens[path])(jnp.asarray(tokens), jnp.asarray(path))
 
 
 def loss(model: Picture, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, Aux]:

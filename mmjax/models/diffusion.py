@@ -66,7 +66,7 @@ class Labels(nn.Module):
     @nn.compact
     def __call__(self, labels: jax.Array, dropped: jax.Array) -> jax.Array:  # [B] int, [B] bool -> [B D]
         table = self.param("embedding", normal, (self.num_classes + 1, self.width))
-        return table[jnp.where(dropped, self.num_classes, labels)].astype(self.dtype)
+        return jnp.take(table, jnp.where(dropped, self.num_classes, labels), axis=0).astype(self.dtype)
 
 
 class Signal(nn.Module):

@@ -274,10 +274,10 @@ class MAR(nn.Module):
         """tokens [B N D]; places [B S] int, distinct, and visible [B S] bool: which of them are shown; label, dropped
         [B] -> z [B N W]."""
         c, dtype = self.config, self.compute.dtype
-        told = jnp.where((dropped | (label < 0))[:, None], self.no_class, self.class_embed[label])
+        told = jnp.where((dropped | (label < 0))[:, None], self.no_class, jnp.take(self.class_embed, label, axis=0))
         told = jnp.broadcast_to(told[:, None].astype(dtype), (tokens.shape[0], c.buffer, c.width))
         x = self.embed(jnp.take_along_axis(tokens, places[..., None], axis=1))
-        positions = self.encoder_pos.astype(dtype)
+        positions = jnp.asarray(self.encoder_pos, dtype)
         x = jnp.concatenate([told + positions[: c.buffer], x + positions[c.buffer :][places]], axis=1)
         seen = jnp.pad(visible, ((0, 0), (c.buffer, 0)), constant_values=True)
         x = self.decoder_embed(self.encoder(self.embed_norm(x), masks.Padding(seen), train=train))

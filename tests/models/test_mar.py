@@ -53,7 +53,8 @@ def draws(golden):
 
 def test_the_head_equals_the_original(golden, variables):
     found = group(golden, "inputs")
-    output = MODEL.apply(variables, found["x"], found["time"], found["z"], method="denoise")
+    run = jax.jit(functools.partial(MODEL.apply, method="denoise"))
+    output = run(variables, found["x"], found["time"], found["z"])
     close("head", output, golden["head"], relative=1e-5)
 
 
@@ -85,7 +86,7 @@ DRAWINGS = {
 }
 
 
-@pytest.mark.parametrize("case", DRAWINGS)
+@pytest.mark.parametrize("case", ["guided", *(pytest.param(x, marks=pytest.mark.slow) for x in ("constant", "free"))])
 def test_pictures_from_the_same_noise_equal_the_original(golden, variables, batch, draws, case):
     noises = jnp.asarray(golden[f"drawn/{case}/noise"])
 
@@ -126,7 +127,13 @@ def test_settings_beside_the_weights_do_not_keep_a_file_from_being_read(tmp_path
         weights.load_mar(tmp_path / "c.pth")
 
 
-@pytest.mark.parametrize(("make", "millions"), [(mar.mar_b, 207.92), (mar.mar_l, 478.33), (mar.mar_h, 942.40)])
+@pytest.mark.parametrize(
+    ("make", "millions"),
+    [
+        (mar.mar_h, 942.40),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in ((mar.mar_b, 207.92), (mar.mar_l, 478.33))),
+    ],
+)
 def test_published_sizes(make, millions):
     shapes = mar_weights.abstract(mar.MAR(make()))
     assert round(sum(x.size for x in jax.tree.leaves(shapes)) / 1e6, 2) == millions
@@ -143,22 +150,21 @@ def test_what_is_masked_does_not_reach_what_is_known(variables, batch, draws):
 
 
 def test_only_masked_tokens_count(variables, batch, draws):
-    out = MODEL.apply(variables, **batch, draws=draws)
+    out = jax.jit(lambda v: MODEL.apply(v, **batch, draws=draws).masked)(variables)
     expected = np.zeros((3, 16), bool)
     for row, order in zip(expected, draws.orders, strict=True):
         row[order[:COUNT]] = True
-    np.testing.assert_array_equal(out.masked, expected)
+    np.testing.assert_array_equal(out, expected)
 
 
-def test_a_fresh_head_says_nothing_and_its_error_is_that_of_nothing():
+@pytest.mark.slow
+def test_of_a_fresh_head_the_error_is_that_of_saying_nothing():
     model = mar.MAR(mar.MARConfig.tiny())
     batch = {"images": jnp.ones((2, 4, 4, 3)), "label": jnp.array([0, 3])}
     variables = jax.jit(model.init)(jax.random.key(0), **batch)
-    draws = mar.draw(model.config, jax.random.key(1), 2)
-    out = model.apply(variables, **batch, draws=draws)
-    np.testing.assert_allclose(out.error, jnp.mean(draws.noise**2, -1), rtol=1e-6)
-    z = jax.random.normal(jax.random.key(2), (5, 16))
-    assert not np.any(model.apply(variables, z[:, :3], jnp.arange(5), z, method="denoise"))
+    draws = jax.jit(lambda rng: mar.draw(model.config, rng, 2))(jax.random.key(1))
+    error = jax.jit(lambda v: model.apply(v, **batch, draws=draws).error)(variables)
+    np.testing.assert_allclose(error, np.mean(draws.noise**2, -1), rtol=1e-5)
 
 
 def test_a_share_between_the_least_and_all_is_masked():
@@ -187,8 +193,12 @@ def test_fillings_follow_a_cosine_and_take_at_least_one_token_each():
             mar.masked_after(256, steps)
 
 
-def test_guidance_rises_from_one_and_guidance_by_one_is_none(variables, batch):
+def test_guidance_rises_from_one_to_nearly_all():
     assert mar.rising(3.0, np.array([256, 128, 0]), 256).tolist() == [1.0, 2.0, 1 + 2 * 255 / 256]
+
+
+@pytest.mark.slow
+def test_guidance_by_one_is_none(variables, batch):
     how = mar.Drawing(2, noise_steps=2)
     draw = jax.jit(functools.partial(mar.sample, MODEL), static_argnames="how")
     one, also = (
@@ -200,6 +210,7 @@ def test_guidance_rises_from_one_and_guidance_by_one_is_none(variables, batch):
     assert np.all(np.isfinite(one))
 
 
+@pytest.mark.slow
 def test_in_training_classes_are_dropped_and_dropout_acts(variables, batch):
     model = mar.MAR(dataclasses.replace(CONFIG, dropout=0.3))
     loss = jax.jit(lambda rng, draws: mar.loss_of(model, variables, batch, draws, rng)[0])
