@@ -198,6 +198,17 @@ def test_no_gradient_reaches_codes_that_move_by_themselves():
     assert not jax.jit(jax.grad(value))(CODES).any()
 
 
+def test_counts_are_smoothed_as_laplace_did():
+    """With an epsilon that can be seen: the stored steps have 1e-5."""
+    ids = by_hand(Z, CODES)
+    after = jax.jit(functools.partial(quantize.moved, epsilon=0.5))(quantize.begin(CODES), Z, ids, 0.25)
+    chosen = ids.ravel() == np.arange(23)[:, None]
+    count = 0.25 + 0.75 * chosen.sum(-1)
+    smooth = (count + 0.5) / (count.sum() + 23 * 0.5) * count.sum()
+    total = 0.25 * CODES + 0.75 * chosen @ Z.reshape(-1, 4)
+    np.testing.assert_allclose(after["codes"], total / smooth[:, None], rtol=1e-4, atol=1e-5)
+
+
 def test_usage_of_a_batch():
     found = jax.jit(lambda ids: quantize.usage(ids, 8))(np.array([[0, 1], [1, 0]]))
     np.testing.assert_allclose(found["perplexity"], 2, rtol=1e-6)
