@@ -45,6 +45,7 @@ def test_loss_and_gradients_are_the_same_on_a_mesh(alone):
         np.testing.assert_allclose(found[path], expected, atol=1e-5 * np.abs(expected).max() + 5e-7, err_msg=path)
 
 
+@pytest.mark.slow
 def test_the_loss_of_local_batches_is_another(alone):
     """The mean is over the hidden words of the global batch; rows hide different numbers of them."""
     _, batch, state = alone

@@ -43,6 +43,7 @@ def test_loss_and_gradients_are_the_same_on_a_mesh(alone, shape):
     sharded_steps.assert_same(found, wanted)
 
 
+@pytest.mark.slow
 def test_the_center_is_the_mean_over_all_devices_and_that_of_a_device_is_another(alone):
     _, batch, state = alone
     model = overrides.load_experiment(FILE, "tiny").task.model

@@ -18,6 +18,7 @@ from mmjax.models import llama, llava
 from mmjax.models.llava import put
 from mmjax.nn import sampling
 from mmjax.nn.lora import LoRA
+from mmjax.ops.cross_entropy import IGNORED
 from mmjax.weights.engine import flatten
 
 GOLDENS = Path("tests/goldens")
@@ -185,12 +186,12 @@ def test_words_do_not_see_pictures_that_follow(tiny):
 
 def test_a_row_that_says_more_than_it_may_is_no_loss_at_all(tiny):
     model, variables = tiny
-    rng, spoken = np.random.default_rng(0), np.zeros((2, 9), bool)
-    spoken[0, 2:5], spoken[1, 6:8] = True, True
-    batch = {"input_ids": rng.integers(0, 50, (2, 9)), "spoken": spoken, "attention_mask": np.ones((2, 9), bool)}
-    losses = [llava.Answers(most)(model, variables, batch, None, 0)[0] for most in (9, 3, 2)]
-    np.testing.assert_allclose(losses[:2], llava.loss(model, variables, batch, None, 0)[0], rtol=1e-6)
-    assert np.isnan(losses[2])
+    rng, width = np.random.default_rng(0), model.config.language.width
+    hidden, labels = rng.normal(size=(2, 9, width)).astype(np.float32), rng.integers(0, 50, (2, 9))
+    labels[0, 3:] = labels[1, :7] = IGNORED  # 3 count, and 2
+    nine, three, two = (llava.answer_loss(model, variables, hidden, labels, most)[0] for most in (9, 3, 2))
+    np.testing.assert_allclose([nine, three], llava.answer_loss(model, variables, hidden, labels)[0], rtol=1e-6)
+    assert np.isnan(two)
 
 
 def test_stages_train_what_they_name(tiny):

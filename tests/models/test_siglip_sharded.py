@@ -33,6 +33,7 @@ def test_loss_and_gradients_are_the_same_on_a_mesh(alone, shape):
     sharded_steps.assert_same(found, wanted)
 
 
+@pytest.mark.slow
 def test_the_loss_of_local_batches_is_another(alone):
     (loss, _), batch, state = alone
     model = overrides.load_experiment(FILE, "tiny").task.model

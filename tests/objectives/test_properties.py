@@ -144,6 +144,7 @@ def test_before_the_first_update_the_ratio_is_one(lm):
     assert aux.metrics["kl"] == 0
 
 
+@pytest.mark.slow
 def test_equal_rewards_give_no_gradient(lm):
     model, params = lm
     batch, _ = experience(lm, rows())
