@@ -120,10 +120,8 @@ def test_the_loss_counts_what_is_asked_for_and_trains_every_parameter(head, read
     assert not untouched
 
 
-@pytest.mark.parametrize(
-    ("head", "read", "steps"),
-    [("codes", ar.Causal, N), pytest.param("latents", ar.Bidirectional, 4, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("head", "read", "steps"), [("codes", ar.Causal, N), ("latents", ar.Bidirectional, 4)])
 def test_pictures_are_drawn_token_after_token_each_from_those_before(head, read, steps):
     """Against a plain loop, in which tokens are put down where the path leads."""
     model, variables = made(head, read)

@@ -58,7 +58,10 @@ def test_the_head_equals_the_original(golden, variables):
     close("head", output, golden["head"], relative=1e-5)
 
 
-@pytest.mark.parametrize(("name", "count", "shown"), [("z", COUNT, 4), ("z", COUNT, 16), ("z_blind", 16, 16)])
+@pytest.mark.parametrize(
+    ("name", "count", "shown"),
+    [("z", COUNT, 4), pytest.param("z", COUNT, 16, marks=pytest.mark.slow), ("z_blind", 16, 16)],
+)
 def test_what_is_known_of_masked_tokens_equals_the_original(golden, variables, batch, draws, name, count, shown):
     """However many slots are encoded, of which some are padding; and where nothing is visible."""
     places = draws.orders[:, 16 - shown :]
