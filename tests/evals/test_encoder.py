@@ -117,6 +117,7 @@ def model_of(kind: type, classes: int | None, tokenizer: wordpiece.Tokenizer):
     return model, jax.jit(model.init)(jax.random.key(0), np.zeros((1, 8), int))
 
 
+@pytest.mark.slow
 def test_every_head_answers_texts_of_several_lengths(tokenizer):
     fill, variables = model_of(bert.BERTForMaskedLM, None, tokenizer)
     lines = encoder.fill_masks(fill, variables, tokenizer, ["the [MASK] sat", "a [MASK] and a [MASK]"])

@@ -47,6 +47,7 @@ def test_a_moved_window_gives_each_token_half_to_all_of_the_trained_length(resul
         assert result.metrics[f"zero/moved@{end}"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_texts_are_long_held_out_documents():
     rows = lengths.texts("held_out", ("python",), 256)
     assert rows.shape[1] == 256

@@ -92,6 +92,7 @@ def trained():
     return model, variables, pairs
 
 
+@pytest.mark.slow
 def test_what_was_learned_by_heart_is_said_in_the_language_asked_for(trained, monkeypatch):
     model, variables, pairs = trained
     monkeypatch.setattr(translation, "BATCH_SIZE", 3)  # two batches, and one that is filled up

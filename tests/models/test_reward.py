@@ -27,6 +27,7 @@ def test_the_score_is_the_value_at_the_last_token():
     np.testing.assert_array_equal(last_token(values, None), [3, 7, 11])
 
 
+@pytest.mark.slow
 def test_padding_on_either_side_changes_no_score(scored):
     model, variables = scored
     plain = model.apply(variables, IDS).scores

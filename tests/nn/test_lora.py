@@ -61,6 +61,7 @@ def test_merging_adds_the_product_of_each_layer(adapted, started):
     np.testing.assert_allclose(apply(trained), merged({"params": after}), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_only_products_are_trained_and_all_of_them(adapted, started):
     task = Task(adapted, pretrain.loss, trainable=lora.TRAINABLE)
     trained = trees.select(started[1]["params"], task.trainable)

@@ -81,6 +81,7 @@ def test_group_advantages_by_hand():
 # Properties
 
 
+@pytest.mark.slow
 def test_a_policy_that_is_its_reference_has_loss_log_2(lm):
     model, params = lm
     batch = rows() | {f"rejected_{name}": x for name, x in rows(1).items()}

@@ -112,7 +112,7 @@ def compiled(name: str):
     return jax.jit(run)
 
 
-SLOW = ("ppo", "ppo in 2 minibatches", "grpo")
+SLOW = ("dpo", "ppo", "ppo in 2 minibatches", "grpo")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in LOSSES])
