@@ -22,7 +22,7 @@ def linear(x, weights):
     return x @ weights["kernel"] + weights["bias"]
 
 
-@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("depth", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_the_weights_are_those_of_the_last_block_that_looks(depth):
     """Every block looks here, and the last one is the end."""
     tiny = qformer.RetrievalConfig.tiny()
