@@ -27,7 +27,7 @@ from mmjax.models import vit
 from mmjax.nn.attention import Attention
 from mmjax.nn.blocks import PreNormBlock
 from mmjax.nn.embeddings import Embed
-from mmjax.nn.linear import Linear
+from mmjax.nn.linear import Linear, torch_linear
 from mmjax.nn.mlp import MLP, quick_gelu
 from mmjax.nn.norms import LayerNorm
 from mmjax.nn.outputs import Aux
@@ -166,18 +166,17 @@ class VisionTower(nn.Module):
     def __call__(self, images: jax.Array, *, collect: bool = False) -> vit.ViTOutput:  # [B H W 3] float
         c, dtype = self.config, self.compute.dtype
         grid = vit.check_images(c, images)
-        linear = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch.nn.Linear and Conv2d
         xavier = nn.initializers.variance_scaling(1 / 2, "fan_in", "uniform")  # of query, key and value as one kernel
         normal = nn.initializers.normal(c.width**-0.5)
 
         x = vit.Stem(c.stem, dtype, name="stem")(images)
         patch = c.patch_size // 2 ** len(c.stem)
-        x = vit.PatchEmbed(c.width, patch, use_bias=False, dtype=dtype, kernel_init=linear, name="patch_embed")(x)
+        x = vit.PatchEmbed(c.width, patch, use_bias=False, dtype=dtype, kernel_init=torch_linear, name="patch_embed")(x)
         x = vit.with_tokens(self.param("class_embed", normal, (c.width,))[None], x)  # [B N+1 W]
         positions = self.param("pos_embed", normal, (c.num_patches + 1, c.width))
         x = x + vit.resized_positions(positions, c.resize, 1, *grid).astype(dtype)
         x = LayerNorm(c.epsilon, dtype, name="norm_pre")(x)
-        layer = block(c, dtype, query=xavier, out=linear, up=linear, down=linear)
+        layer = block(c, dtype, query=xavier, out=torch_linear, up=torch_linear, down=torch_linear)
         x, hidden = Stack(layer, c.depth, self.compute, name="layers")(x, collect=collect)
         return vit.ViTOutput(x, LayerNorm(c.epsilon, dtype, name="norm")(x[:, 0]), hidden)
 

@@ -27,7 +27,7 @@ from flax import linen as nn
 from flax import struct
 
 from mmjax.models import vit
-from mmjax.nn.linear import Linear, matmul
+from mmjax.nn.linear import Linear, matmul, torch_linear
 from mmjax.nn.mlp import gelu
 from mmjax.nn.outputs import Aux
 from mmjax.nn.stack import Compute
@@ -39,9 +39,8 @@ FLOAT32 = Compute()
 GAIN_FIXED = r"^(?!.*prototypes/gain$)"  # Task.trainable where the original sets norm_last_layer=True
 
 normal = nn.initializers.normal(0.02)  # the original cuts it off at 2, which is 100 deviations
-torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # torch.nn.Linear and Conv2d
 lecun = nn.initializers.lecun_normal()
-INIT = vit.Init(normal, nn.initializers.zeros, torch_uniform, normal, normal, normal)
+INIT = vit.Init(normal, nn.initializers.zeros, torch_linear, normal, normal, normal)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +218,7 @@ class Prototypes(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [... C] -> [... K] float32
-        kernel = self.param("kernel", torch_uniform, (x.shape[-1], self.count))
+        kernel = self.param("kernel", torch_linear, (x.shape[-1], self.count))
         gain = self.param("gain", nn.initializers.ones, (self.count,))
         weight = kernel * (gain * jax.lax.rsqrt(jnp.sum(kernel**2, axis=0)))
         return matmul(x.astype(self.dtype), weight.astype(self.dtype)).astype(jnp.float32)

@@ -21,7 +21,7 @@ from flax import struct
 
 from mmjax.models import vqgan
 from mmjax.models.vqgan import Adversary, CodecConfig
-from mmjax.nn.linear import Linear
+from mmjax.nn.linear import Linear, torch_linear
 from mmjax.nn.outputs import Aux
 from mmjax.ops import images as image_ops
 
@@ -91,8 +91,8 @@ class AutoencoderKL(nn.Module):
         self.encoder = vqgan.Encoder(c.codec, 2 * latent)
         self.decoder = vqgan.Decoder(c.codec)
         self.to_image = vqgan.conv(3, 3, dtype)
-        self.to_moments = Linear(2 * latent, dtype=dtype, kernel_init=vqgan.torch_uniform)
-        self.from_latent = Linear(latent, dtype=dtype, kernel_init=vqgan.torch_uniform)
+        self.to_moments = Linear(2 * latent, dtype=dtype, kernel_init=torch_linear)
+        self.from_latent = Linear(latent, dtype=dtype, kernel_init=torch_linear)
         self.discriminator = vqgan.Discriminator(c.adversary, dtype)
 
     def posterior(self, images: jax.Array) -> Gaussian:

@@ -32,7 +32,7 @@ from mmjax.models.features import MLPAdapter
 from mmjax.nn.cache import KVCache
 from mmjax.nn.cells import Beside
 from mmjax.nn.embeddings import positions_of
-from mmjax.nn.linear import Linear
+from mmjax.nn.linear import Linear, torch_linear
 from mmjax.nn.outputs import Aux, LMOutput
 from mmjax.nn.stack import Compute
 from mmjax.ops import images as image_ops
@@ -89,9 +89,6 @@ def mlp(c: "LlavaConfig") -> nn.Module:
 def linear(c: "LlavaConfig") -> nn.Module:
     """One layer: equation 1 of the first paper."""
     return Linear(c.language.width, True, c.language.compute.dtype, torch_linear)
-
-
-torch_linear = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 @dataclasses.dataclass(frozen=True)

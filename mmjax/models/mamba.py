@@ -24,7 +24,7 @@ from flax import linen as nn
 from mmjax.nn.blocks import placed
 from mmjax.nn.cache import Layer
 from mmjax.nn.embeddings import Embed
-from mmjax.nn.linear import Linear
+from mmjax.nn.linear import Linear, torch_linear
 from mmjax.nn.norms import RMSNorm
 from mmjax.nn.outputs import LMOutput
 from mmjax.nn.stack import Compute, Stack
@@ -32,7 +32,6 @@ from mmjax.ops import chunks, conv
 from mmjax.ops.selective_scan import selective_scan
 
 # torch.nn.Linear's default, U(-1/sqrt(in), 1/sqrt(in)), in which the published models start.
-uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +139,7 @@ class Mixer(nn.Module):
     def __call__(self, x: jax.Array, text: Text, memory: Memory | None = None) -> tuple[jax.Array, Memory | None]:
         """[B T W] -> [B T W], and what a layer remembers after it."""
         c, dtype = self.config, self.config.compute.dtype
-        linear = partial(Linear, use_bias=False, dtype=dtype, kernel_init=uniform)
+        linear = partial(Linear, use_bias=False, dtype=dtype, kernel_init=torch_linear)
         before, initial = (None, None) if memory is None else memory
 
         u, z = linear(c.inner, name="up")(x), linear(c.inner, name="gate")(x)  # [B T E]

@@ -23,7 +23,7 @@ from flax import linen as nn
 from mmjax.models import mamba
 from mmjax.models.mamba import Conv, Text
 from mmjax.nn.embeddings import Embed
-from mmjax.nn.linear import Linear
+from mmjax.nn.linear import Linear, torch_linear
 from mmjax.nn.stack import Compute
 from mmjax.ops.ssd import ssd
 
@@ -114,7 +114,7 @@ class Mixer(nn.Module):
     def __call__(self, x: jax.Array, text: Text, memory: Memory | None = None) -> tuple[jax.Array, Memory | None]:
         """[B T W] -> [B T W], and what a layer remembers after it."""
         c, dtype = self.config, self.config.compute.dtype
-        linear = partial(Linear, use_bias=False, dtype=dtype, kernel_init=mamba.uniform)
+        linear = partial(Linear, use_bias=False, dtype=dtype, kernel_init=torch_linear)
         before, before_select, initial = (None, None, None) if memory is None else memory
 
         u, z = linear(c.inner, name="up")(x), linear(c.inner, name="gate")(x)  # [B T E]
@@ -164,4 +164,4 @@ class Mamba2(mamba.Mamba):
         c = self.config
         if c.tied:
             return embed.logits(x)
-        return Linear(c.vocab_size, False, c.compute.dtype, mamba.uniform, name="head")(x)
+        return Linear(c.vocab_size, False, c.compute.dtype, torch_linear, name="head")(x)

@@ -34,7 +34,7 @@ from flax import struct
 from mmjax.models import clip, llama, llava, sam
 from mmjax.nn import sampling
 from mmjax.nn.cache import KVCache
-from mmjax.nn.linear import Linear
+from mmjax.nn.linear import Linear, torch_linear
 from mmjax.nn.outputs import EMPTY, Aux, LMOutput
 from mmjax.nn.sampling import Sampling
 from mmjax.ops import boxes as box_ops
@@ -349,7 +349,7 @@ class NextChatSeg(NextChat):
     def setup(self):
         super().setup()
         c, dtype = self.config, self.config.language.compute.dtype
-        self.seg_prompt = TwoLayers(c.language.width, c.prompt_tokens * c.sam_config.dim, dtype, llava.torch_linear)
+        self.seg_prompt = TwoLayers(c.language.width, c.prompt_tokens * c.sam_config.dim, dtype, torch_linear)
         self.sam = sam.SAM(c.sam_config)
 
     def __call__(

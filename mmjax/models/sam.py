@@ -27,8 +27,7 @@ from flax import linen as nn
 from flax import struct
 
 from mmjax.models import vit, vitdet
-from mmjax.models.vitdet import torch_linear
-from mmjax.nn.linear import Linear
+from mmjax.nn.linear import Linear, torch_linear
 from mmjax.nn.mlp import MLP, gelu
 from mmjax.nn.norms import LayerNorm
 from mmjax.nn.outputs import Aux

@@ -21,13 +21,12 @@ from einops import rearrange, repeat
 from flax import linen as nn
 
 from mmjax.models import vit
-from mmjax.nn.linear import Linear
+from mmjax.nn.linear import Linear, torch_linear
 from mmjax.nn.mlp import MLP, gelu
 from mmjax.nn.norms import LayerNorm
 from mmjax.nn.stack import Compute, Stack
 from mmjax.ops import attention
 
-torch_linear = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # of torch.nn.Linear and Conv2d
 zeros = nn.initializers.zeros
 
 

@@ -29,14 +29,12 @@ from einops import rearrange, repeat
 from flax import linen as nn
 from flax import struct
 
-from mmjax.nn.linear import Linear
+from mmjax.nn.linear import Linear, torch_linear
 from mmjax.nn.outputs import Aux
 from mmjax.nn.quantizers import Codebook, MovingCodebook, Quantized
 from mmjax.nn.stack import REMAT, Compute
 from mmjax.ops import attention
 from mmjax.ops import images as image_ops
-
-torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # of torch.nn.Conv2d
 
 # --- sizes
 
@@ -153,7 +151,7 @@ def perceptual_distance(
 
 
 def conv(features: int, size: int, dtype: Any, **how: Any) -> nn.Conv:
-    return nn.Conv(features, (size, size), dtype=dtype, kernel_init=torch_uniform, **how)
+    return nn.Conv(features, (size, size), dtype=dtype, kernel_init=torch_linear, **how)
 
 
 def normed(x: jax.Array, groups: int, dtype: Any, name: str) -> jax.Array:
@@ -171,7 +169,7 @@ class ResBlock(nn.Module):
         y = conv(self.features, 3, self.dtype, name="conv1")(jax.nn.silu(normed(x, self.groups, self.dtype, "norm1")))
         y = conv(self.features, 3, self.dtype, name="conv2")(jax.nn.silu(normed(y, self.groups, self.dtype, "norm2")))
         if x.shape[-1] != self.features:
-            x = Linear(self.features, dtype=self.dtype, kernel_init=torch_uniform, name="shortcut")(x)
+            x = Linear(self.features, dtype=self.dtype, kernel_init=torch_linear, name="shortcut")(x)
         return x + y
 
 
@@ -183,7 +181,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [B h w C] -> the same
-        linear = partial(Linear, x.shape[-1], dtype=self.dtype, kernel_init=torch_uniform)
+        linear = partial(Linear, x.shape[-1], dtype=self.dtype, kernel_init=torch_linear)
         y = rearrange(normed(x, self.groups, self.dtype, "norm"), "b h w c -> b (h w) c")
         q, k, v = (linear(name=name)(y)[:, :, None] for name in ("query", "key", "value"))
         y = linear(name="out")(attention.attention(q, k, v)[:, :, 0])
@@ -315,8 +313,8 @@ class VQGAN(nn.Module):
         self.decoder = Decoder(c.codec)
         self.to_image = conv(3, 3, dtype)
         self.quantizer = c.quantizer
-        self.to_code = Linear(c.quantizer.dim, dtype=dtype, kernel_init=torch_uniform)
-        self.from_code = Linear(c.codec.latent, dtype=dtype, kernel_init=torch_uniform)
+        self.to_code = Linear(c.quantizer.dim, dtype=dtype, kernel_init=torch_linear)
+        self.from_code = Linear(c.codec.latent, dtype=dtype, kernel_init=torch_linear)
         self.discriminator = Discriminator(c.adversary, dtype)
 
     def latents(self, images: jax.Array) -> jax.Array:

@@ -20,13 +20,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from mmjax.nn.linear import Linear
+from mmjax.nn.linear import Linear, torch_linear
 from mmjax.nn.outputs import Aux
 from mmjax.nn.quantizers import Codebook, MovingCodebook, Quantized
 from mmjax.ops import images as image_ops
 
 STRIDE = 4  # of two convolutions of stride 2: pixels along a side of what one code stands for
-torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +64,8 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [B h w C] -> the same
-        y = nn.Conv(self.inner, (3, 3), dtype=self.dtype, kernel_init=torch_uniform, name="conv")(jax.nn.relu(x))
-        return x + Linear(x.shape[-1], dtype=self.dtype, kernel_init=torch_uniform, name="out")(jax.nn.relu(y))
+        y = nn.Conv(self.inner, (3, 3), dtype=self.dtype, kernel_init=torch_linear, name="conv")(jax.nn.relu(x))
+        return x + Linear(x.shape[-1], dtype=self.dtype, kernel_init=torch_linear, name="out")(jax.nn.relu(y))
 
 
 class Encoder(nn.Module):
@@ -74,12 +73,12 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [B H W 3] -> [B h w D]
-        c, halve = self.config, {"kernel_size": (4, 4), "strides": 2, "padding": 1, "kernel_init": torch_uniform}
+        c, halve = self.config, {"kernel_size": (4, 4), "strides": 2, "padding": 1, "kernel_init": torch_linear}
         x = jax.nn.relu(nn.Conv(c.width, dtype=c.dtype, name="conv_down0", **halve)(x))
         x = nn.Conv(c.width, dtype=c.dtype, name="conv_down1", **halve)(x)
         for i in range(c.blocks):
             x = ResidualBlock(c.inner, c.dtype, name=f"block{i}")(x)
-        return Linear(c.quantizer.dim, dtype=c.dtype, kernel_init=torch_uniform, name="out")(jax.nn.relu(x))
+        return Linear(c.quantizer.dim, dtype=c.dtype, kernel_init=torch_linear, name="out")(jax.nn.relu(x))
 
 
 class Decoder(nn.Module):
@@ -90,12 +89,12 @@ class Decoder(nn.Module):
         c = self.config
         # With 4 x 4 kernels and stride 2, SAME of a transposed convolution is torch's padding of 1.
         double = {"kernel_size": (4, 4), "strides": (2, 2), "padding": "SAME", "transpose_kernel": True}
-        x = nn.Conv(c.width, (3, 3), dtype=c.dtype, kernel_init=torch_uniform, name="conv_in")(x)
+        x = nn.Conv(c.width, (3, 3), dtype=c.dtype, kernel_init=torch_linear, name="conv_in")(x)
         for i in range(c.blocks):
             x = ResidualBlock(c.inner, c.dtype, name=f"block{i}")(x)
-        up = nn.ConvTranspose(c.width, dtype=c.dtype, kernel_init=torch_uniform, name="conv_up0", **double)
+        up = nn.ConvTranspose(c.width, dtype=c.dtype, kernel_init=torch_linear, name="conv_up0", **double)
         x = jax.nn.relu(up(jax.nn.relu(x)))
-        return nn.ConvTranspose(3, dtype=c.dtype, kernel_init=torch_uniform, name="conv_up1", **double)(x)
+        return nn.ConvTranspose(3, dtype=c.dtype, kernel_init=torch_linear, name="conv_up1", **double)(x)
 
 
 class VQVAE(nn.Module):

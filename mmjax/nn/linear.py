@@ -10,6 +10,7 @@ from flax import linen as nn
 from mmjax.ops import sharding
 
 lecun_normal = nn.initializers.lecun_normal()
+torch_linear = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # of torch.nn.Linear and Conv2d
 
 
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
