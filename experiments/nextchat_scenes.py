@@ -1,7 +1,7 @@
 """NExT-Chat on scenes: a place is a vector, decoded into a box and into a mask.
 
 tiny          seconds: does everything once, learns nothing
-small         about 32 minutes on one CPU core: its first two stages in one, places as boxes
+small         about 36 minutes on one of 2 busy CPU cores: its first two stages in one, places as boxes
 small_long    as small, about 90 minutes
 small_200     with 200 concepts
 small_masks   the third stage, from the runs of small and of sam_scenes: what SAM is asked by, and its decoder, learn to

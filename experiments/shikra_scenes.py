@@ -1,7 +1,7 @@
 """Shikra on scenes: places are numbers in the text, read and written.
 
 tiny        seconds: does everything once, learns nothing
-small       about 32 minutes on one CPU core
+small       about 36 minutes on one of 2 busy CPU cores
 small_long  as small, about 90 minutes
 small_200   with 200 concepts
 paper       Shikra-7B, its second stage: for `mmjax plan` and pods
