@@ -52,13 +52,13 @@ def config(size: str) -> ferret.FerretConfig:
 
 def small(size: str) -> Experiment:
     steps, batch, concepts = {
-        "tiny": (8, 8, 16), "small": (3_200, 32, 64), "small_plain": (3_200, 32, 64), "small_200": (3_200, 32, 200),
+        "tiny": (8, 8, 16), "small": (1_200, 32, 64), "small_plain": (1_200, 32, 64), "small_200": (1_200, 32, 200),
     }[size]  # fmt: skip
     made, of = config(size), size.removesuffix("_plain")
     cells = Beside(concepts, made.llava.vision.width)
     sees = Source(f"vit_scenes-{of}", "params", "params")
     speaks = Source(f"llama_scenes-{of}", "params", "params/language")
-    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}
+    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 600}
     data = SceneQuestions(scene_text.Regions(), concepts, answers=ANSWERS, region_points=made.sampler.points)
     return Experiment(
         Task(ferret.Ferret(made), Loss(cells), init=cells.started(init_model)), data,

@@ -43,7 +43,7 @@ def config(size: str) -> llama.LlamaConfig:
 
 def experiment(size: str) -> Experiment:
     steps, batch, concepts = {
-        "tiny": (8, 8, 16), "small": (1_000, 32, 64), "small_twin": (3_200, 32, 64), "small_200": (1_000, 32, 200),
+        "tiny": (8, 8, 16), "small": (1_000, 32, 64), "small_twin": (2_000, 32, 64), "small_200": (1_000, 32, 200),
         "paper": (50_000, 256, 600),
     }[size]  # fmt: skip
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}

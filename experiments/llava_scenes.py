@@ -10,7 +10,7 @@ small_instruct      from there, projector and language model on all kinds of que
 
 The adapter differs, at 64 tokens a picture, and the tower of vit_scenes is trained on, in one stage:
 small               a projector of two layers
-small_long          the same, trained nine times as long
+small_long          the same, trained twelve times as long
 small_linear        of one layer
 small_qformer       64 queries that read the patches through a Q-Former of two blocks
 
@@ -138,9 +138,9 @@ def config(size: str) -> llava.LlavaConfig:
 
 
 def small(size: str) -> Experiment:
-    steps, batch, concepts = (8, 8, 16) if size == "tiny" else (9_000 if size == "small_long" else 1_000, 32, 64)
+    steps, batch, concepts = (8, 8, 16) if size == "tiny" else (6_000 if size == "small_long" else 500, 32, 64)
     made, of, kinds = config(size), "tiny" if size == "tiny" else "small", KINDS
-    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}
+    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 500}
     if size in ADAPTERS:
         beside = Beside(concepts, made.vision.width)
         task = Task(llava.Llava(made), llava.Answers(ANSWERS, beside), init=beside.started(init_model))

@@ -47,7 +47,7 @@ class Loss:
 def config(size: str) -> nextchat.NextChatConfig:
     vocab_size, image = scene_text.tokenizer().get_vocab_size(), scene_text.id_of(scene_text.IMAGE)
     made = llava.of_size("tiny" if size == "tiny" else "small", vocab_size, image)
-    return nextchat.NextChatConfig(**vars(made), **tokens(), giou_weight=0.8)
+    return nextchat.NextChatConfig(**vars(made), **tokens(), l1_weight=5.0, giou_weight=2.0)
 
 
 def tokens() -> dict[str, int]:
@@ -56,14 +56,14 @@ def tokens() -> dict[str, int]:
 
 def small(size: str) -> Experiment:
     steps, batch, concepts = {
-        "tiny": (8, 8, 16), "small": (3_200, 32, 64), "small_long": (9_000, 32, 64), "small_200": (3_200, 32, 200),
+        "tiny": (8, 8, 16), "small": (2_400, 32, 64), "small_long": (6_000, 32, 64), "small_200": (2_400, 32, 200),
     }[size]  # fmt: skip
     of = size.removesuffix("_long")
     made = config(size)
     cells = Beside(concepts, made.vision.width)
     sees = Source(f"vit_scenes-{of}", "params", "params")
     speaks = Source(f"llama_scenes-{of}", "params", "params/language")
-    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}
+    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 800}
     return Experiment(
         Task(nextchat.NextChat(made), Loss(cells), init=cells.started(init_model)),
         SceneQuestions(scene_text.Embedded(), concepts, answers=ANSWERS),

@@ -1,7 +1,7 @@
 """SAM on scenes of emoji: cuts out whatever is pointed at, drawn by an artist that it never saw.
 
 tiny    seconds: does everything once, learns nothing
-small   1,800 steps at 64 pixels from random weights, about 8 minutes on one CPU core; then masks by one point
+small   1,500 steps at 64 pixels from random weights, about 8 minutes on one CPU core; then masks by one point
         and by a box in scenes of Twemoji's drawings, beside all of the picture and the filled box
 paper   ViT-H at 1,024 pixels as in appendix A: 90,000 steps of 256 pictures, for `mmjax plan` and pods. The authors
         start from MAE's weights, which are not here, and lower the rate in two steps, where this falls along a cosine
@@ -59,7 +59,7 @@ def tiny() -> Experiment:
 def small() -> Experiment:
     adamw = optim.AdamW(1e-3, warmup=100, weight_decay=0.05, clip=1.0)
     every = {"save_every": 600, "eval_every": 600, "log_every": 20}
-    return Experiment(task(sam.small()), EmojiScenes(COMPOSER, COLOURS), adamw, steps=1_800, batch_size=16, **every)
+    return Experiment(task(sam.small()), EmojiScenes(COMPOSER, COLOURS), adamw, steps=1_500, batch_size=16, **every)
 
 
 def paper() -> Experiment:

@@ -36,14 +36,14 @@ def config(size: str) -> llava.LlavaConfig:
 
 def small(size: str) -> Experiment:
     steps, batch, concepts = {
-        "tiny": (8, 8, 16), "small": (3_200, 32, 64), "small_long": (9_000, 32, 64), "small_200": (3_200, 32, 200),
+        "tiny": (8, 8, 16), "small": (2_400, 32, 64), "small_long": (6_000, 32, 64), "small_200": (2_400, 32, 200),
     }[size]  # fmt: skip
     of = size.removesuffix("_long")
     made = config(size)
     cells = Beside(concepts, made.vision.width)
     sees = Source(f"vit_scenes-{of}", "params", "params")
     speaks = Source(f"llama_scenes-{of}", "params", "params/language")
-    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 1_000}
+    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 800}
     return Experiment(
         Task(llava.Llava(made), llava.Answers(ANSWERS, cells), init=cells.started(init_model)),
         SceneQuestions(vocabulary=concepts, answers=ANSWERS),

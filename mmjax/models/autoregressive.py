@@ -27,6 +27,7 @@ from flax import linen as nn
 from mmjax.models.mar import DiffusionHead, masked_after, masked_count, random_orders
 from mmjax.nn.attention import Attention
 from mmjax.nn.blocks import PreNormBlock
+from mmjax.nn.embeddings import Labels
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import MLP
 from mmjax.nn.norms import LayerNorm
@@ -190,13 +191,13 @@ class PictureConfig:
     depth: int = 32
     num_heads: int = 16
     hidden: int = 4096
-    num_classes: int = 1000
+    classes: tuple[int, ...] = (1000,)  # as counts of nn/embeddings.py's Labels
     drop: float = 0.1  # share of the classes that training leaves out, for guidance
     least_masked: float = 0.7  # share of the tokens, where attention is bidirectional
 
     @classmethod
     def tiny(cls, head: Callable[..., nn.Module], **ways: Any) -> "PictureConfig":
-        return cls(head, tokens=9, width=16, depth=2, num_heads=2, hidden=32, num_classes=3, **ways)
+        return cls(head, tokens=9, width=16, depth=2, num_heads=2, hidden=32, classes=(3,), **ways)
 
 
 class Picture(nn.Module):
@@ -205,7 +206,7 @@ class Picture(nn.Module):
 
     def setup(self):
         c = self.config
-        self.class_embed = self.param("class_embed", normal, (c.num_classes + 1, c.width))  # the last stands for none
+        self.class_embed = Labels(c.classes, c.width)
         self.reader = c.read(c, self.compute)
         self.head = c.head(width=c.width)
 
@@ -214,7 +215,7 @@ class Picture(nn.Module):
         rng: jax.Array | None = None,
     ) -> jax.Array:  # fmt: skip
         """The loss of each token [B N], along its path. tokens [B N] int or [B N D] in rows from the top left, label
-        [B] int or -1, path [B N] int, rng for the noise of Latents."""
+        as of Labels, path [B N] int, rng for the noise of Latents."""
         path = raster(rng, *tokens.shape[:2]) if path is None else path
         tokens = along(tokens, path)
         rng = jax.random.key(0) if rng is None else rng
@@ -222,9 +223,7 @@ class Picture(nn.Module):
 
     def states(self, tokens: jax.Array, label: jax.Array, path: jax.Array, known: jax.Array | int) -> jax.Array:
         """z [B N W], from tokens along path."""
-        label = jnp.where(label < 0, self.config.num_classes, label)
-        told = jnp.take(self.class_embed, label, axis=0)[:, None]
-        return self.reader(self.head.embed(tokens), path, told, known)
+        return self.reader(self.head.embed(tokens), path, self.class_embed(label)[:, None], known)
 
     def empty(self, batch_size: int) -> jax.Array:
         return self.head.empty((batch_size, self.config.tokens))
@@ -240,14 +239,15 @@ def along(tokens: jax.Array, path: jax.Array) -> jax.Array:
 
 
 def loss(model: Picture, variables: dict, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, Aux]:
-    """The mean over the tokens that are asked for. batch: tokens [B N] int or [B N D], label [B]."""
+    """The mean over the tokens that are asked for. batch: tokens [B N] int or [B N D], label as of Labels."""
     c, tokens, label = model.config, batch["tokens"], batch["label"]
     order_rng, known_rng, drop_rng, head_rng = jax.random.split(rng, 4)
     path, known = c.order(order_rng, *tokens.shape[:2]), c.read.known(known_rng, c)
-    label = jnp.where(jax.random.bernoulli(drop_rng, c.drop, label.shape), -1, label)
+    dropped = jax.random.bernoulli(drop_rng, c.drop, tokens.shape[:1])
+    label = jnp.where(dropped.reshape(-1, *[1] * (label.ndim - 1)), -1, label)
     losses = model.apply(variables, tokens, label, path, known, head_rng)
     asked = jnp.arange(c.tokens) >= known
-    count = asked.sum() * label.shape[0]
+    count = asked.sum() * tokens.shape[0]
     value = jnp.sum(losses * asked) / count
     return value, Aux({"loss": value}, weight=count.astype(jnp.float32))
 
@@ -256,8 +256,8 @@ def sample(
     model: Picture, variables: dict, rng: jax.Array, label: jax.Array, *, steps: int, guidance: float = 1.0,
     temperature: float = 1.0,
 ) -> jax.Array:  # fmt: skip
-    """label [B] int, -1 for any -> tokens in rows from the top left. steps: as many as tokens, or fewer where attention
-    is bidirectional: sets of tokens by MAR's cosine. One scan; jit it with what is keyword static."""
+    """label as of Labels, -1 for any -> tokens in rows from the top left. steps: as many as tokens, or fewer where
+    attention is bidirectional: sets of tokens by MAR's cosine. One scan; jit it with what is keyword static."""
     c = model.config
     if c.read is Causal and steps != c.tokens:
         raise ValueError(f"causal attention says one token at a time, so steps must be {c.tokens}, got {steps}")

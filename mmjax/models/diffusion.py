@@ -34,6 +34,7 @@ from flax import linen as nn
 from mmjax.models.vit import PatchEmbed
 from mmjax.nn.attention import Attention
 from mmjax.nn.blocks import placed
+from mmjax.nn.embeddings import Labels
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import MLP, gelu_tanh
 from mmjax.nn.norms import LayerNorm
@@ -54,19 +55,6 @@ def middle_times(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 # --- what the picture shall show: modules of width and dtype
-
-
-class Labels(nn.Module):
-    """One of K classes, or none: the last row of the table."""
-
-    num_classes: int  # K
-    width: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, labels: jax.Array, dropped: jax.Array) -> jax.Array:  # [B] int, [B] bool -> [B D]
-        table = self.param("embedding", normal, (self.num_classes + 1, self.width))
-        return jnp.take(table, jnp.where(dropped, self.num_classes, labels), axis=0).astype(self.dtype)
 
 
 class Signal(nn.Module):
@@ -95,7 +83,7 @@ class DiTConfig:
     depth: int = 28
     num_heads: int = 16
     hidden: int = 4608  # of the MLP
-    condition: Callable[..., nn.Module] = partial(Labels, 1000)
+    condition: Callable[..., nn.Module] = partial(Labels, (1000,))
     drop: float = 0.1  # share of the conditions that training leaves out, for guidance
     learn_variance: bool = True  # False for flows
     betas: Callable[[], np.ndarray] = diffusion.linear_betas  # of the noise
@@ -119,7 +107,7 @@ class DiTConfig:
 
     @classmethod
     def tiny(cls) -> "DiTConfig":
-        return cls((8, 8), 3, 2, 16, 2, 2, 32, condition=partial(Labels, 4))
+        return cls((8, 8), 3, 2, 16, 2, 2, 32, condition=partial(Labels, (4,)))
 
 
 def dit_s(patch_size: int = 2) -> DiTConfig:  # table 1

@@ -59,7 +59,7 @@ class MARConfig:
     buffer: int = 64  # K
     head_width: int = 1024
     head_depth: int = 6
-    num_classes: int = 1000
+    classes: tuple[int, ...] = (1000,)  # how many each kind of label has
     dropout: float = 0.1  # of what attention and MLP add, and inside the MLP
     drop: float = 0.1  # share of the classes that training leaves out, for guidance
     least_masked: float = 0.7  # share of the tokens
@@ -84,7 +84,7 @@ class MARConfig:
 
     @classmethod
     def tiny(cls) -> "MARConfig":
-        return cls(4, 3, 1, 16, 1, 2, 32, 3, 16, 1, 4, dropout=0.0, repeats=2)
+        return cls(4, 3, 1, 16, 1, 2, 32, 3, 16, 1, (4,), dropout=0.0, repeats=2)
 
 
 def mar_b() -> MARConfig:  # table 4
@@ -236,7 +236,7 @@ class MAR(nn.Module):
     def setup(self):
         c, dtype = self.config, self.compute.dtype
         table = lambda name, rows: self.param(name, normal, (rows, c.width))  # noqa: E731
-        self.class_embed, self.no_class = table("class_embed", c.num_classes), table("no_class", 1)
+        self.class_embed, self.no_class = table("class_embed", sum(c.classes)), table("no_class", 1)
         self.encoder_pos = table("encoder_pos", c.buffer + c.tokens)
         self.decoder_pos = table("decoder_pos", c.buffer + c.tokens)
         self.mask_embed, self.head_pos = table("mask_embed", 1), table("head_pos", c.tokens)
@@ -249,7 +249,8 @@ class MAR(nn.Module):
     def __call__(
         self, images: jax.Array, label: jax.Array, draws: Draws | None = None, *, train: bool = False
     ) -> MAROutput:
-        """images [B h w C], latents; label [B] int in [0, num_classes), or -1 where there is none. Without draws all is
+        """images [B h w C], latents; label int [B], or [B kinds] with all kinds of a row or
+        none of them, which is -1. Without draws all is
         masked and free of noise."""
         c, batch_size = self.config, images.shape[0]
         if images.shape[1:] != (c.side, c.side, c.channels):
@@ -274,7 +275,10 @@ class MAR(nn.Module):
         """tokens [B N D]; places [B S] int, distinct, and visible [B S] bool: which of them are shown; label, dropped
         [B] -> z [B N W]."""
         c, dtype = self.config, self.compute.dtype
-        told = jnp.where((dropped | (label < 0))[:, None], self.no_class, jnp.take(self.class_embed, label, axis=0))
+        label = label if label.ndim == 2 else label[:, None]
+        none = dropped | (label < 0).any(1)
+        of_classes = jnp.take(self.class_embed, label + (np.cumsum(c.classes) - c.classes), axis=0).sum(1)
+        told = jnp.where(none[:, None], self.no_class, of_classes)
         told = jnp.broadcast_to(told[:, None].astype(dtype), (tokens.shape[0], c.buffer, c.width))
         x = self.embed(jnp.take_along_axis(tokens, places[..., None], axis=1))
         positions = jnp.asarray(self.encoder_pos, dtype)

@@ -1,10 +1,11 @@
-"""A table of vectors by token id, and the positions that go with the tokens."""
+"""Tables of vectors by token id and by class, and the positions that go with tokens."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from mmjax.nn.blocks import placed
@@ -34,6 +35,36 @@ class Embed(nn.Module):
     def logits(self, x: jax.Array) -> jax.Array:  # [... D] -> [... V]
         """The table as the head of a language model: Press and Wolf 2017, arXiv:1608.05859."""
         return matmul(x.astype(self.dtype), self.embedding.astype(self.dtype).T)
+
+
+class Labels(nn.Module):
+    """What classes something belongs to, or to none, as one vector. B batch, D width.
+
+    counts: how many classes each kind of label has, such as (95, 7) for a subject and an artist. The rows of a kind
+    stand behind those of the kind before it, and behind them one that stands for none, which is also what guidance
+    without a classifier needs (Ho and Salimans 2022, arXiv:2207.12598).
+    """
+
+    counts: tuple[int, ...]
+    width: int  # D
+    dtype: Any = jnp.float32
+    embedding_init: Callable = nn.initializers.normal(0.02)
+
+    @nn.compact
+    def __call__(self, labels: jax.Array, dropped: jax.Array | None = None) -> jax.Array:
+        """labels int [B], or [B kinds], -1 for none; dropped bool [B], rows that belong to none -> [B D], the sum over
+        the kinds. NaN for other labels."""
+        labels = labels if labels.ndim == 2 else labels[:, None]
+        if labels.shape[1] != len(self.counts):
+            raise ValueError(f"labels must be [B {len(self.counts)}] for counts {self.counts}, got {labels.shape}")
+        counts = np.asarray(self.counts)
+        rows = counts + 1
+        if dropped is not None:
+            labels = jnp.where(dropped[:, None], -1, labels)
+        known = labels < counts
+        labels = jnp.where(labels < 0, counts, labels) + (np.cumsum(rows) - rows)
+        table = self.param("embedding", self.embedding_init, (int(rows.sum()), self.width))
+        return jnp.take(table, jnp.where(known, labels, rows.sum()), axis=0).sum(1).astype(self.dtype)
 
 
 def positions_of(

@@ -122,5 +122,5 @@ def _sizes(tensors: Mapping[str, np.ndarray], path: str, channels: int, num_head
         buffer=shape("encoder_pos_embed_learned")[1] - tokens,
         head_width=shape("diffloss.net.input_proj.weight")[0],
         head_depth=count(r"diffloss\.net\.res_blocks\.(\d+)\."),
-        num_classes=shape("class_emb.weight")[0],
+        classes=(shape("class_emb.weight")[0],),
     )

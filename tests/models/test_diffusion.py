@@ -13,11 +13,12 @@ from clip_names import close, close_trees, group
 from einops import rearrange
 
 from mmjax.models import diffusion as dit
+from mmjax.nn.embeddings import Labels
 from mmjax.ops import diffusion
 from mmjax.weights import diffusion as dit_weights
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
-CONFIG = dit.DiTConfig((8, 8), 3, 2, 16, 3, 2, 64, functools.partial(dit.Labels, 3))
+CONFIG = dit.DiTConfig((8, 8), 3, 2, 16, 3, 2, 64, functools.partial(Labels, (3,)))
 MODEL = dit.DiT(CONFIG)
 apply = jax.jit(MODEL.apply)
 

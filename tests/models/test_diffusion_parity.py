@@ -12,6 +12,7 @@ from closeness import close, close_trees
 from einops import rearrange
 
 from mmjax.models import diffusion as dit
+from mmjax.nn.embeddings import Labels
 from mmjax.ops import diffusion
 from mmjax.weights import diffusion as dit_weights
 
@@ -68,7 +69,7 @@ def named(model, gradient: bool = False) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(("seed", "depth", "heads", "learned"), [(0, 2, 2, True), (1, 3, 4, False)])
 def test_outputs_and_gradients(seed, depth, heads, learned):
     theirs, rng = network(seed, depth, heads, learned), np.random.default_rng(seed)
-    condition = partial(dit.Labels, 4)
+    condition = partial(Labels, (4,))
     ours = dit.DiT(dit.DiTConfig((8, 8), 3, 2, 8 * heads, depth, heads, 32 * heads, condition, learn_variance=learned))
     variables = dit_weights.load(ours, named(theirs))
     x, t, labels = rng.normal(size=(3, 3, 8, 8)).astype(np.float32), np.array([0, 7, 999]), np.array([3, 0, 2])

@@ -22,7 +22,7 @@ from mmjax.ops import diffusion
 from mmjax.weights import mar as mar_weights
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
-CONFIG = mar.MARConfig(8, 3, 2, 16, 2, 2, 64, 3, 12, 2, 5, dropout=0.0, drop=0.5, repeats=3)
+CONFIG = mar.MARConfig(8, 3, 2, 16, 2, 2, 64, 3, 12, 2, (5,), dropout=0.0, drop=0.5, repeats=3)
 MODEL = mar.MAR(CONFIG)
 COUNT, STEPS = 13, 4
 read = jax.jit(functools.partial(MODEL.apply, method="read"))

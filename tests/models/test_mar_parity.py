@@ -44,7 +44,7 @@ def network(original, c: mar.MARConfig, seed: int):
         img_size=c.side * 4, vae_stride=4, patch_size=c.patch_size, encoder_embed_dim=c.width, encoder_depth=c.depth,
         encoder_num_heads=c.num_heads, decoder_embed_dim=c.width, decoder_depth=c.depth,
         decoder_num_heads=c.num_heads, mlp_ratio=c.hidden / c.width, vae_embed_dim=c.channels,
-        class_num=c.num_classes, buffer_size=c.buffer, attn_dropout=0.0, proj_dropout=0.0, label_drop_prob=0.0,
+        class_num=c.classes[0], buffer_size=c.buffer, attn_dropout=0.0, proj_dropout=0.0, label_drop_prob=0.0,
         diffloss_d=c.head_depth, diffloss_w=c.head_width, diffusion_batch_mul=c.repeats,
         norm_layer=original.partial(torch.nn.LayerNorm, eps=1e-6),
     )  # fmt: skip
@@ -59,7 +59,7 @@ def network(original, c: mar.MARConfig, seed: int):
 @pytest.mark.parametrize(("seed", "side", "patch", "heads"), [(0, 5, 1, 3), (1, 6, 2, 2)])
 def test_loss_and_gradients(original, monkeypatch, seed, side, patch, heads):
     sizes = {"channels": 2 + seed, "width": 12, "depth": 1 + seed, "hidden": 24, "buffer": 2 + seed, "repeats": 2}
-    sizes |= {"head_width": 10, "head_depth": 2 - seed, "num_classes": 4, "dropout": 0.0, "drop": 0.0}
+    sizes |= {"head_width": 10, "head_depth": 2 - seed, "classes": (4,), "dropout": 0.0, "drop": 0.0}
     c = mar.MARConfig(side, patch_size=patch, num_heads=heads, **sizes)
     theirs, ours = network(original, c, seed), mar.MAR(c)
     rng = np.random.default_rng(seed)

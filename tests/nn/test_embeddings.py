@@ -5,9 +5,10 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mmjax.nn.embeddings import Embed
+from mmjax.nn.embeddings import Embed, Labels
 from mmjax.parallel.mesh import MeshShape
 
 TABLE = np.random.default_rng(0).normal(size=(11, 8)).astype(np.float32)
@@ -49,3 +50,16 @@ def test_each_device_looks_up_its_own_rows():
     expected = np.zeros_like(table)
     np.add.at(expected, ids, 2 * table[ids])
     np.testing.assert_allclose(gradient, expected, atol=1e-5)
+
+
+def test_labels_of_several_kinds_add_up_and_none_has_a_row():
+    model = Labels((3, 2), 4)
+    table = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+    variables = {"params": {"embedding": table}}
+    told = model.apply(variables, jnp.array([[2, 1], [0, -1], [-1, -1]]), jnp.array([False, False, False]))
+    np.testing.assert_allclose(told, [table[2] + table[5], table[0] + table[6], table[3] + table[6]], rtol=1e-6)
+    dropped = model.apply(variables, jnp.array([[2, 1]]), jnp.array([True]))
+    np.testing.assert_allclose(dropped, [table[3] + table[6]], rtol=1e-6)
+    assert np.isnan(model.apply(variables, jnp.array([[3, 0]]))).all()
+    with pytest.raises(ValueError, match=r"labels must be \[B 2\]"):
+        model.apply(variables, jnp.array([1]))
