@@ -33,7 +33,8 @@ from flax import linen as nn
 
 from mmjax.models.vit import PatchEmbed
 from mmjax.nn.attention import Attention
-from mmjax.nn.blocks import placed
+from mmjax.nn.blocks import attend, placed
+from mmjax.nn.cache import Layer
 from mmjax.nn.embeddings import Labels
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import MLP, gelu_tanh
@@ -200,19 +201,24 @@ class Final(nn.Module):
 
 
 class Block(nn.Module):
-    """adaLN-Zero, figure 3."""
+    """adaLN-Zero, figure 3. With a cache it returns a pair, as nn/blocks.py's do."""
 
-    config: DiTConfig
+    num_heads: int
+    hidden: int  # of the MLP
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, condition: jax.Array) -> jax.Array:  # [B N D], [B 1 D] -> [B N D]
-        c, dtype = self.config, self.dtype
+    def __call__(
+        self, x: jax.Array, condition: jax.Array, mask: Any = None, cache: Layer | None = None
+    ) -> jax.Array | tuple[jax.Array, Any]:  # [B N D], [B 1 D] -> [B N D]
+        dtype = self.dtype
         shift1, scale1, gate1, shift2, scale2, gate2 = Modulation(6, dtype, name="modulation")(condition)
-        attention = Attention(c.num_heads, dtype, xavier, xavier, name="attention")
-        x = placed(x + gate1 * attention(modulate(normed(x), shift1, scale1)))
-        mlp = MLP(c.hidden, gelu_tanh, dtype, xavier, xavier, name="mlp")
-        return placed(x + gate2 * mlp(modulate(normed(x), shift2, scale2)))
+        attention = Attention(self.num_heads, dtype, xavier, xavier, name="attention")
+        y, renewed = attend(attention, modulate(normed(x), shift1, scale1), (mask,), cache)
+        x = placed(x + gate1 * y)
+        mlp = MLP(self.hidden, gelu_tanh, dtype, xavier, xavier, name="mlp")
+        x = placed(x + gate2 * mlp(modulate(normed(x), shift2, scale2)))
+        return x if cache is None else (x, renewed)
 
 
 def flat_xavier(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
@@ -241,7 +247,7 @@ class DiT(nn.Module):
         told = told[:, None]
         embed = PatchEmbed(c.width, c.patch_size, dtype=dtype, kernel_init=flat_xavier, name="patch_embed")
         x = embed(images) + jnp.asarray(grid_sinusoid(*c.grid, c.width), dtype)
-        x, _ = Stack(partial(Block, c, dtype), c.depth, self.compute, name="layers")(x, told)
+        x, _ = Stack(partial(Block, c.num_heads, c.hidden, dtype), c.depth, self.compute, name="layers")(x, told)
         x = Final(c.patch_size**2 * c.out_channels, dtype, name="final")(x, told)
         return rearrange(x, "b (h w) (p q c) -> b (h p) (w q) c", h=c.grid[0], p=c.patch_size, q=c.patch_size)
 

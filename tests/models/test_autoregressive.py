@@ -11,6 +11,7 @@ import pytest
 
 from mmjax.models import autoregressive as ar
 from mmjax.models import mar
+from mmjax.nn.sampling import Sampling
 
 HEADS = {
     "codes": functools.partial(ar.Codes, 7),
@@ -27,10 +28,11 @@ def tokens_of(head: str, seed: int = 0) -> np.ndarray:
 
 
 @functools.cache
-def made(head: str, read: type) -> tuple[ar.Picture, dict]:
+def made(head: str, read: type, **ways) -> tuple[ar.Picture, dict]:
     """A model with random values everywhere."""
-    model = ar.Picture(ar.PictureConfig.tiny(HEADS[head], read=read))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens_of(head), np.zeros(2, int))
+    model = ar.Picture(ar.PictureConfig.tiny(HEADS[head], read=read, **ways))
+    label = np.zeros((2, 3), int) if "condition" in ways else np.zeros(2, int)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens_of(head), label)
     leaves, tree = jax.tree.flatten(shapes)
     rng = np.random.default_rng(1)
     return model, jax.tree.unflatten(tree, [0.4 * rng.normal(size=x.shape).astype(np.float32) for x in leaves])
@@ -125,7 +127,7 @@ def test_the_loss_counts_what_is_asked_for_and_trains_every_parameter(head, read
 def test_pictures_are_drawn_token_after_token_each_from_those_before(head, read, steps):
     """Against a plain loop, in which tokens are put down where the path leads."""
     model, variables = made(head, read)
-    draw = jax.jit(functools.partial(ar.sample, model, steps=steps, guidance=2.0, temperature=0.0))
+    draw = jax.jit(functools.partial(ar.sample, model, steps=steps, guidance=2.0, sampling=Sampling()))
     rng = jax.random.key(5)
     found = draw(variables, rng, LABEL)
     order_rng, step_rng = jax.random.split(rng)
@@ -133,7 +135,7 @@ def test_pictures_are_drawn_token_after_token_each_from_those_before(head, read,
     known = N - mar.masked_after(N, steps)
     tokens, most = np.array(model.apply(variables, 2, method="empty")), int(np.diff(known).max())
     see = jax.jit(lambda tokens, label, k: model.apply(variables, tokens, label, path, k, method="states"))
-    put = jax.jit(lambda z, free, rng: model.apply(variables, z, free, 2.0, rng, 0.0, method="draw"))
+    put = jax.jit(lambda z, free, rng: model.apply(variables, z, free, 2.0, rng, Sampling(), method="draw"))
     keys = jax.random.split(step_rng, steps)
     for i, (first, end) in enumerate(itertools.pairwise(known)):
         slots = np.minimum(first + np.arange(most), N - 1)
@@ -143,6 +145,44 @@ def test_pictures_are_drawn_token_after_token_each_from_those_before(head, read,
     expected = np.zeros_like(tokens)
     expected[np.arange(2)[:, None], path] = tokens
     np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+
+
+WORDS = functools.partial(ar.Words, 5, 3)
+
+
+@pytest.mark.parametrize("ways", [{"modulated": True}, {"condition": WORDS, "modulated": True}])
+def test_what_is_remembered_says_the_same_as_reading_all_again(ways):
+    """The likeliest tokens, guided; and the loss of the tokens that were drawn."""
+    model, variables = made("codes", ar.Causal, **ways)
+    label = np.array([[0, 4, -1], [1, -1, -1]]) if "condition" in ways else LABEL
+    rng = jax.random.key(5)
+    found = jax.jit(functools.partial(ar.sample, model, steps=N, guidance=2.0, sampling=Sampling()))(
+        variables, rng, label
+    )
+    path = ar.shuffled(jax.random.split(rng)[0], 2, N)
+    drawn = ar.along(found, path)
+    see = jax.jit(functools.partial(model.apply, method="states"))
+    told, free = (see(variables, drawn, x, path, 0) for x in (label, np.full_like(label, -1)))
+    again = model.apply(variables, told, free, 2.0, rng, Sampling(), method="draw")
+    np.testing.assert_array_equal(again, drawn)
+    assert len(np.unique(found)) > 2
+
+
+def test_words_of_a_condition_have_places_and_a_row_of_none_is_no_condition():
+    model, variables = made("codes", ar.Causal, condition=WORDS)
+    told = model.apply(variables, np.array([[0, 4, -1], [4, 0, -1], [-1, -1, -1]]), method="told")
+    table = variables["params"]["condition"]["words"]["embedding"]
+    np.testing.assert_allclose(told[0] - told[1], [table[0] - table[4], table[4] - table[0], 0 * table[0]], atol=1e-6)
+    np.testing.assert_allclose(told[2] - variables["params"]["condition"]["pos"], [table[5]] * 3, atol=1e-6)
+
+
+def test_only_the_likeliest_are_drawn_where_few_may_be():
+    model, variables = made("codes", ar.Causal)
+    z = np.random.default_rng(0).normal(size=(2, 30, 16)).astype(np.float32)
+    few = model.apply(variables, z, None, 1.0, jax.random.key(0), Sampling(temperature=5.0, top_k=2), method="draw")
+    head = variables["params"]["head"]["out"]
+    ranks = np.argsort(np.argsort(-(z @ head["kernel"] + head["bias"])))
+    assert set(np.take_along_axis(ranks, np.asarray(few)[..., None], -1).ravel().tolist()) == {0, 1}
 
 
 def test_a_causal_network_does_not_draw_sets():
