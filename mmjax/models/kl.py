@@ -34,8 +34,9 @@ class KLConfig:
     codec: CodecConfig = CodecConfig(latent=16, decoder_attention=())
     scale: float = 0.2325  # z times this has about deviation 1: what a generator reads
     kl_weight: float = 1e-6
-    adversary: Adversary = Adversary(weight=0.5, start=50_001)
-    features: Callable | None = None  # as VQGANConfig's
+    adversary: Adversary | None = Adversary(weight=0.5, start=50_001)  # None: nobody judges the pictures
+    square: bool = False  # as VQGANConfig's, like the two below
+    features: Callable | None = None
     perceptual_weight: float = 1.0
 
     @classmethod
@@ -90,10 +91,11 @@ class AutoencoderKL(nn.Module):
         latent, dtype = c.codec.latent, c.codec.compute.dtype
         self.encoder = vqgan.Encoder(c.codec, 2 * latent)
         self.decoder = vqgan.Decoder(c.codec)
-        self.to_image = vqgan.conv(3, 3, dtype)
+        self.to_image = vqgan.to_image(c.codec)
         self.to_moments = Linear(2 * latent, dtype=dtype, kernel_init=torch_linear)
         self.from_latent = Linear(latent, dtype=dtype, kernel_init=torch_linear)
-        self.discriminator = vqgan.Discriminator(c.adversary, dtype)
+        if c.adversary is not None:
+            self.discriminator = vqgan.Discriminator(c.adversary, dtype)
 
     def posterior(self, images: jax.Array) -> Gaussian:
         """[B H W 3] -> distributions of z, not yet scaled."""
@@ -105,7 +107,7 @@ class AutoencoderKL(nn.Module):
         z = posterior.sample(self.make_rng("latents")) if train else posterior.mean
         features = self.decoder(self.from_latent(z))
         made = self.draw(features)
-        if self.is_initializing():
+        if self.is_initializing() and self.config.adversary is not None:
             self.discriminator(made)
         return KLOutput(made, features, posterior)
 
@@ -120,7 +122,7 @@ class AutoencoderKL(nn.Module):
 
     def draw(self, features: jax.Array) -> jax.Array:
         """The last layer alone: [B H W C] -> [B H W 3] float32."""
-        return self.to_image(features).astype(jnp.float32)
+        return self.to_image(features)
 
     def judge(self, images: jax.Array) -> jax.Array:
         """[B H W 3] in [-1, 1] -> [B p q] float32, above 0 for what looks real."""

@@ -19,6 +19,7 @@ validation), over `group` pictures, whatever the mesh is; the distance of featur
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -51,6 +52,7 @@ class CodecConfig:
     encoder_attention: tuple[int, ...] = (16,)  # sides of the grids that look at themselves
     decoder_attention: tuple[int, ...] = (16,)
     groups: int = 32  # of the norms
+    patch: int = 1  # pixels along a side that the first and the last layer take as one; published: 1, small codecs: 2
     compute: Compute = Compute()
 
     def __post_init__(self):
@@ -63,11 +65,12 @@ class CodecConfig:
 
     @property
     def stride(self) -> int:  # pixels along a side of what a code stands for
-        return 2 ** (len(self.multipliers) - 1)
+        return self.patch * 2 ** (len(self.multipliers) - 1)
 
     @property
     def levels(self) -> tuple[tuple[int, int], ...]:  # side of the grid and C of each
-        return tuple((self.image_size // 2**i, self.width * m) for i, m in enumerate(self.multipliers))
+        side = self.image_size // self.patch
+        return tuple((side // 2**i, self.width * m) for i, m in enumerate(self.multipliers))
 
     @classmethod
     def tiny(cls) -> "CodecConfig":
@@ -91,7 +94,8 @@ class VQGANConfig:
 
     codec: CodecConfig = CodecConfig()
     quantizer: nn.Module = Codebook(1024, 256, commitment=1.0, codebook=0.25)  # any of nn/quantizers.py
-    adversary: Adversary = Adversary()
+    adversary: Adversary | None = Adversary()  # None: nobody judges the pictures
+    square: bool = False  # pixels differ by squares, as in VQ-VAE, instead of by absolute values
     # (variables["perceptual"], images [B H W 3] in [-1, 1]) -> maps [B h w C] of any number and size, for
     # `perceptual_distance`; the weights of their channels, where there are any, are variables["perceptual"]["channels"]
     features: Callable | None = None
@@ -212,6 +216,7 @@ class Encoder(nn.Module):
         if images.ndim != 4 or images.shape[1] % c.stride or images.shape[2] % c.stride:
             raise ValueError(f"images must be [B H W 3], H and W multiples of {c.stride}, got {list(images.shape)}")
         block = res_block(c)
+        images = rearrange(images, "b (h p) (w q) c -> b h w (p q c)", p=c.patch, q=c.patch)
         x = conv(c.width, 3, dtype, name="conv_in")(images)
         for i, (side, width) in enumerate(c.levels):
             for j in range(c.blocks):
@@ -230,7 +235,7 @@ class Decoder(nn.Module):
     config: CodecConfig
 
     @nn.compact
-    def __call__(self, z: jax.Array) -> jax.Array:  # [B h w latent] -> [B H W width]
+    def __call__(self, z: jax.Array) -> jax.Array:  # [B h w latent] -> [B H/patch W/patch width]
         c, dtype = self.config, self.config.compute.dtype
         block = res_block(c)
         x = middle(c, conv(c.levels[-1][1], 3, dtype, name="conv_in")(z))
@@ -242,6 +247,19 @@ class Decoder(nn.Module):
             if i:
                 x = conv(width, 3, dtype, name=f"conv_up{i}")(repeat(x, "b h w c -> b (h p) (w q) c", p=2, q=2))
         return jax.nn.silu(normed(x, c.groups, dtype, "norm"))
+
+
+class ToImage(nn.Conv):
+    """The last convolution: `to_image(config)`."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B H/patch W/patch C] -> [B H W 3] float32
+        patch = math.isqrt(self.features // 3)
+        x = super().__call__(x).astype(jnp.float32)
+        return rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=patch, q=patch)
+
+
+def to_image(c: CodecConfig, **how: Any) -> ToImage:
+    return ToImage(3 * c.patch**2, (3, 3), dtype=c.compute.dtype, kernel_init=torch_linear, **how)
 
 
 # --- modules: the discriminator
@@ -311,11 +329,12 @@ class VQGAN(nn.Module):
         c, dtype = self.config, self.config.codec.compute.dtype
         self.encoder = Encoder(c.codec, c.codec.latent)
         self.decoder = Decoder(c.codec)
-        self.to_image = conv(3, 3, dtype)
+        self.to_image = to_image(c.codec)
         self.quantizer = c.quantizer
         self.to_code = Linear(c.quantizer.dim, dtype=dtype, kernel_init=torch_linear)
         self.from_code = Linear(c.codec.latent, dtype=dtype, kernel_init=torch_linear)
-        self.discriminator = Discriminator(c.adversary, dtype)
+        if c.adversary is not None:
+            self.discriminator = Discriminator(c.adversary, dtype)
 
     def latents(self, images: jax.Array) -> jax.Array:
         """[B H W 3] -> [B h w D] float32, before quantisation."""
@@ -326,8 +345,8 @@ class VQGAN(nn.Module):
         z = self.latents(images)
         quantized = self.quantizer(z, train=train)
         features = self.decoder(self.from_code(quantized.latents))
-        made = self.to_image(features).astype(jnp.float32)
-        if self.is_initializing():
+        made = self.to_image(features)
+        if self.is_initializing() and self.config.adversary is not None:
             self.discriminator(made)
         return VQGANOutput(made, features, z, quantized)
 
@@ -341,7 +360,7 @@ class VQGAN(nn.Module):
 
     def draw(self, features: jax.Array) -> jax.Array:
         """The last layer alone: [B H W C] -> [B H W 3] float32."""
-        return self.to_image(features).astype(jnp.float32)
+        return self.to_image(features)
 
     def judge(self, images: jax.Array) -> jax.Array:
         """[B H W 3] in [-1, 1] -> [B p q] float32, above 0 for what looks real."""
@@ -349,8 +368,8 @@ class VQGAN(nn.Module):
 
 
 def distortion(c: Any, variables: dict, images: jax.Array, made: jax.Array) -> jax.Array:
-    """Absolute difference of each number and, where the config has `features`, their distance beside it: [B H W 3]."""
-    apart = jnp.abs(images - made)
+    """Difference of each number and, where the config has `features`, their distance beside it: [B H W 3]."""
+    apart = jnp.square(images - made) if c.square else jnp.abs(images - made)
     if c.features is None:
         return apart
     frozen = variables.get("perceptual", {})
@@ -369,6 +388,8 @@ def play(
     The pictures' gradient goes through a discriminator that this does not move; the discriminator's own stops at them.
     """
     c = model.config.adversary
+    if c is None:
+        return jnp.zeros(()), {}
     apply = partial(model.apply, method="judge")
     still = {"params": jax.lax.stop_gradient(params)}
     real, fake = apply({"params": params}, images), apply({"params": params}, jax.lax.stop_gradient(made.images))

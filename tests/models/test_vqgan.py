@@ -160,3 +160,26 @@ def test_sizes_that_do_not_fit_are_refused():
         jax.eval_shape(vqgan.Discriminator(vqgan.Adversary()).init, jax.random.key(0), jnp.zeros((1, 16, 32, 3)))
     with pytest.raises(ValueError, match="width=6.* groups=4"):
         vqgan.CodecConfig(32, 6, (1, 2), groups=4)
+
+
+def test_a_codec_may_take_patches_as_pixels_and_pictures_may_go_unjudged():
+    """A pixel changes its own patch of 2 x 2 first; the loss is that of squares and codes alone."""
+    codec = dataclasses.replace(vqgan.CodecConfig.tiny(), patch=2, multipliers=(1, 2), encoder_attention=())
+    c = vqgan.VQGANConfig(codec, Codebook(16, 4), None, square=True)
+    model = vqgan.VQGAN(c)
+    variables = jax.jit(model.init)(jax.random.key(0), IMAGES[:2])
+    assert set(variables["params"]) == {"encoder", "decoder", "to_image", "quantizer", "to_code", "from_code"}
+    assert codec.levels == ((16, 8), (8, 16))
+    assert codec.stride == 4
+    kernel = np.zeros((3, 3, codec.width, 12), np.float32)
+    kernel[1, 1, 0, 5] = 1.0  # row 0, column 1, blue
+    last = {"kernel": kernel, "bias": np.zeros(12, np.float32)}
+    features = np.random.default_rng(0).normal(size=(1, 16, 16, codec.width)).astype(np.float32)
+    made = np.asarray(model.apply({"params": {"to_image": last}}, features, method="draw"))
+    np.testing.assert_allclose(made[:, ::2, 1::2, 2], features[..., 0], rtol=1e-5)
+    assert np.count_nonzero(made) == 16 * 16
+    value, aux = vqgan.loss(model, variables, {"images": IMAGES[:2]}, jax.random.key(0), 0)
+    out = model.apply(variables, IMAGES[:2])
+    squares = np.mean((np.asarray(out.images) - (IMAGES[:2] / 127.5 - 1)) ** 2)
+    np.testing.assert_allclose(value, squares + out.quantized.loss, rtol=1e-5)
+    assert "discriminator" not in aux.metrics
