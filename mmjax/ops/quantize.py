@@ -177,6 +177,25 @@ def revived(state: State, z: jax.Array, rng: jax.Array, threshold: float) -> Sta
     return {name: instead(new[name], state[name]) for name in new}
 
 
+def kmeans(z: jax.Array, num_codes: int, rng: jax.Array, *, steps: int = 20) -> jax.Array:
+    """z [N D], N at least K -> [K D], means of what is nearest to them: Lloyd 1982, doi 10.1109/TIT.1982.1056489. A
+    good place for codes to begin. Starts at vectors drawn from `rng`; a mean that nothing is nearest to is drawn again.
+    """
+    z = jnp.asarray(z, jnp.float32)
+    if z.ndim != 2 or z.shape[0] < num_codes:
+        raise ValueError(f"k-means needs vectors [N D] with N at least num_codes={num_codes}, got {list(z.shape)}")
+
+    def drawn(rng: jax.Array) -> jax.Array:
+        return z[jax.random.choice(rng, z.shape[0], (num_codes,), replace=False)]
+
+    def step(codes: jax.Array, rng: jax.Array) -> tuple[jax.Array, None]:
+        count, total = tally(z, nearest(z, codes), num_codes)
+        return jnp.where(count[:, None] > 0, total / jnp.maximum(count, 1)[:, None], drawn(rng)), None
+
+    first, rest = jax.random.split(rng)
+    return jax.lax.scan(step, drawn(first), jax.random.split(rest, steps))[0]
+
+
 # --- finite scalar quantisation: no codebook, nothing to learn, nothing that dies
 
 

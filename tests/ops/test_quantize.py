@@ -232,3 +232,15 @@ def test_bad_input_says_what_is_wrong():
         quantize.fsq_codes(np.arange(13), (4, 3))
     with pytest.raises(ValueError, match="1 to 31 numbers, got 32"):
         quantize.sign_ids(np.zeros((1, 32)))
+
+
+def test_kmeans_ends_where_every_code_is_the_mean_of_what_is_nearest_to_it():
+    z = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
+    codes = np.asarray(quantize.kmeans(z, 12, jax.random.key(0), steps=60))
+    chosen = np.square(z[:, None] - codes).sum(-1).argmin(1)
+    np.testing.assert_allclose(codes, [z[chosen == k].mean(0) for k in range(12)], atol=1e-5)
+    doubled = np.repeat(z[:10], 30, axis=0)  # ten places for twelve codes: two are nearest to nothing, and stay vectors
+    codes = np.asarray(quantize.kmeans(doubled, 12, jax.random.key(0)))
+    np.testing.assert_allclose(np.square(codes[:, None] - z[:10]).sum(-1).min(1), 0, atol=1e-9)
+    with pytest.raises(ValueError, match="at least num_codes=301"):
+        quantize.kmeans(z, 301, jax.random.key(0))
