@@ -51,10 +51,15 @@ def untrained(run: str | Path) -> Trained:
 
 
 def main(
-    stem: str, about: str, measure: Callable[[Path, str], Mapping[str, Result]], arguments: Sequence[str] | None = None
+    stem: str,
+    about: str,
+    measure: Callable[[Path, str], Mapping[str, Result]],
+    arguments: Sequence[str] | None = None,
+    judge: Callable[[], str] | None = None,
 ) -> None:
     """Runs `measure(folder of the runs, their size)`, and prints and writes down what it found: {row: Result}, each a
-    line of the records and a row of the README's table. Rows that are measured alike have metrics of the same names."""
+    line of the records and a row of the README's table. Rows that are measured alike have metrics of the same names.
+    judge: what tells the judge apart that gave the numbers."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs are (default: %(default)s)")
     parser.add_argument("--size", default="small", help="which size of them (default: %(default)s)")
@@ -71,7 +76,7 @@ def main(
     print(write(asked.runs / f"{stem}-{asked.size}", about, found))
     if asked.record:
         known = {"stem": stem, "size": asked.size, "seed": 0, "commit": run_folder.commit(), "steps": 0}
-        known |= {"devices": devices(), "seconds": seconds, "judge": None}
+        known |= {"devices": devices(), "seconds": seconds, "judge": judge and judge()}
         for row, result in found.items():
             run_folder.append(RECORDS, {**known, "overrides": [row], "metrics": dict(result.metrics)})
 

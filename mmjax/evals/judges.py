@@ -174,6 +174,10 @@ def judge_b() -> Judge:
     return load(ASSETS / "judge_b.safetensors", TwinJudge(JudgeConfig()))
 
 
+def committed() -> tuple[Judge, Judge]:
+    return judge_a(), judge_b()
+
+
 def load(path: Path, model: nn.Module) -> Judge:
     """Weights that `save` wrote, as float32."""
     if not path.exists():

@@ -1,0 +1,188 @@
+"""Generated pictures against real ones: an experiment's eval, and what it measures.
+
+    labels of real drawings [N] -draw-> pictures [N 32 32 3] -judges A and B-> features [N F] -> numbers
+
+The drawings of a split are parted in two by chance, none in both. A generator is asked for pictures with the labels of
+the first part, and these are compared with the second. The first part itself goes the same way: what it scores stands
+beside each number as `_real`, and is what a perfect generator would score. Metrics of a split "train", of judges A and
+B ("_a", "_b"):
+
+    train/frechet_a, kernel_a          distances of distributions
+    train/coverage_a, recall_a, density_a, precision_a     by 5 neighbours
+    train/frechet_sd_a, kernel_sd_a, coverage_sd_a         how much of these is chance, by random halves
+    train/name_R@1_a, name_R@10_a      is the concept that was asked for the nearest of 1,555 to the picture?
+    train/group_accuracy, subgroup_accuracy, artist_accuracy     does A see the labels that were asked for?
+    train/copies                       the share that is nearer to a training drawing, mirrored or not, than all but one
+                                       in twenty real drawings are to another
+    train/nearest                      the median distance to a training drawing, in pixels' values of [0, 1]
+
+No number suffices: distances do not see wrong labels or copies, accuracy does not see that all pictures are one. A
+ranking is claimed where both judges agree. The judges have seen the drawings of "train", so `_real` flatters there.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mmjax.data import emoji_drawings
+from mmjax.evals import generation, judges
+from mmjax.evals.reconstruction import beside
+from mmjax.nn.outputs import Result
+
+KINDS = ("group", "subgroup", "artist")
+REAL = "_real"  # ends the name of what real drawings score
+
+
+class Reference(NamedTuple):
+    """What pictures are compared with; `asked` and `real` have N rows, `other` as many."""
+
+    judges: tuple[judges.Judge, judges.Judge]
+    asked: emoji_drawings.Labels  # of the first part
+    real: np.ndarray  # [N 32 32 3] the drawings that have these labels
+    other: tuple[np.ndarray, np.ndarray]  # [N F] of A and of B: features of the second part
+    concepts: tuple[np.ndarray, np.ndarray]  # [C F] of A and of B: `judges.known_concepts`
+    own: bool  # whether those are made of the first part too
+    train: np.ndarray  # [M 32 32 3] what a generator may have learned by heart
+    threshold: float  # nearer than this to one of them is a copy
+
+
+@functools.cache
+def reference(
+    split: str, count: int, judge: Callable[[], tuple[judges.Judge, judges.Judge]] = judges.committed
+) -> Reference:
+    """At most `count` drawings in each part; half of the split where that is fewer. Kept for the next eval."""
+    both, data = judge(), emoji_drawings.Labeled(judges.SIZE)
+    images, labels = data.drawings(split)
+    order = np.random.default_rng(0).permutation(len(images))
+    count = min(count, len(images) // 2)
+    first, second = order[:count], order[count : 2 * count]
+    train, _ = data.drawings("train")
+    some = np.random.default_rng(1).choice(len(train), min(len(train), 1_500), replace=False)
+    return Reference(
+        judges=both,
+        asked=labels.take(first),
+        real=images[first],
+        other=tuple(judges.look(one, images[second]) for one in both),
+        concepts=tuple(judges.known_concepts(one, data)[0] for one in both),
+        own=split in ("train", "concepts"),
+        train=train,
+        threshold=generation.copy_threshold(train, some),
+    )
+
+
+def measure(made: np.ndarray, against: Reference) -> dict[str, float]:
+    """uint8 [N 32 32 3], row n with the labels of row n of against.asked -> the metrics above without `_real`."""
+    _check(made, against.asked)
+    metrics: dict[str, float] = {}
+    for n, name in enumerate("ab"):
+        x = judges.look(against.judges[n], made)
+        metrics |= {f"{key}_{name}": value for key, value in apart(x, against.other[n]).items()}
+        metrics |= {f"{key}_{name}": value for key, value in named(x, against, n).items()}
+    metrics |= seen(made, against)
+    found = generation.nearest_or_mirrored(made, against.train)
+    copies = {"copies": np.mean(found.distance < against.threshold), "nearest": np.median(found.distance)}
+    return metrics | {name: float(x) for name, x in copies.items()}
+
+
+def measure_real(against: Reference) -> dict[str, float]:
+    """The same of the drawings that have the labels. A drawing is not named by itself, and copies are not asked for."""
+    metrics: dict[str, float] = {}
+    for n, name in enumerate("ab"):
+        x = judges.look(against.judges[n], against.real)
+        metrics |= {f"{key}_{name}": value for key, value in apart(x, against.other[n]).items()}
+        metrics |= {f"{key}_{name}": value for key, value in named(x, against, n, x if against.own else None).items()}
+    return metrics | seen(against.real, against)
+
+
+def apart(made: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    """Features [N F], [N F]."""
+    unsure = {"frechet": generation.frechet_of, "kernel": generation.kernel_once, "coverage": generation.coverage}
+    metrics = {name: one(made, real) for name, one in unsure.items()}
+    for name, one in unsure.items():
+        metrics[f"{name}_sd"] = generation.deviation(one, (made, real), np.random.default_rng(0))
+    return metrics | generation.neighbours(real, made)._asdict()
+
+
+def named(x: np.ndarray, against: Reference, which: int, own: np.ndarray | None = None) -> dict[str, float]:
+    places = judges.named(x, against.asked.concept, against.concepts[which], own=own)
+    return {f"name_R@{k}": float(np.mean(places <= k)) for k in (1, 10)}
+
+
+def seen(images: np.ndarray, against: Reference) -> dict[str, float]:
+    """How often judge A sees the label that was asked for; of artists that it knows."""
+    said, metrics = judges.opinions(against.judges[0], images), {}
+    for kind in KINDS:
+        answers, right = getattr(said, kind).argmax(1), getattr(against.asked, kind)
+        if kind != "artist" or right.max() < said.artist.shape[1]:
+            metrics[f"{kind}_accuracy"] = float(np.mean(answers == right))
+    return metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """An eval for generators, with the fewest words for an experiment: Generated(draw, "train").
+
+    draw: (model, variables, rng, label) -> uint8 [B 32 32 3], under jit, `batch` pictures at a time. What a label is the
+    experiment's data say: `data.label(emoji_drawings.Labels)`, arrays whose first axis is the pictures'.
+    """
+
+    draw: Callable
+    reference: str = "train"  # "train" | "validation" | "concepts" | "twemoji": the split
+    count: int = 1_500  # pictures; distances of different counts do not compare
+    name: str = ""  # of the way of drawing ("cfg 2"), where an experiment has several; stands before the split
+    judges: Callable[[], tuple[judges.Judge, judges.Judge]] = judges.committed
+    batch: int = 100
+
+    def __call__(self, model: Any, variables: dict, data: Any, rng: jax.Array) -> Result:
+        """The pictures depend on `rng`. Of `data` only `label` is read: what is compared with is the same for all."""
+        against = reference(self.reference, self.count, self.judges)
+        made = self._pictures(model, variables, data.label(against.asked), rng)
+        prefix = f"{self.name} {self.reference}".strip()
+        found, real = measure(made, against), real_numbers(self.reference, self.count, self.judges)
+        metrics = {}
+        for name, value in found.items():
+            metrics[f"{prefix}/{name}"] = value
+            if name in real:
+                metrics[f"{prefix}/{name}{REAL}"] = real[name]
+        return Result(metrics, {f"{prefix} generated": sheet(made, against)})
+
+    def _pictures(self, model: Any, variables: dict, label: Any, rng: jax.Array) -> np.ndarray:
+        draw = jax.jit(lambda variables, rng, label: self.draw(model, variables, rng, label))
+        count = len(jax.tree.leaves(label)[0])
+        order = np.arange(-(-count // self.batch) * self.batch) % count  # the last batch is filled up
+        parts = [
+            np.asarray(draw(variables, jax.random.fold_in(rng, n), jax.tree.map(lambda x, rows=rows: x[rows], label)))
+            for n, rows in enumerate(order.reshape(-1, self.batch))
+        ]
+        return np.concatenate(parts)[:count]
+
+
+@functools.cache
+def real_numbers(
+    split: str, count: int, judge: Callable[[], tuple[judges.Judge, judges.Judge]] = judges.committed
+) -> dict[str, float]:
+    return measure_real(reference(split, count, judge))
+
+
+def sheet(made: np.ndarray, against: Reference) -> np.ndarray:
+    """What was made, the drawing whose labels were asked for, and the training drawing that is nearest."""
+    closest = against.train[generation.nearest(made, against.train).row]
+    return beside({"made": made, "asked": against.real, "nearest": closest}, groups=4, rows=10)
+
+
+def sha256s(judge: Callable[[], tuple[judges.Judge, judges.Judge]] = judges.committed) -> str:
+    """What tells the judges apart, to stand beside their numbers."""
+    return " ".join(one.sha256[:12] for one in judge())
+
+
+def _check(made: np.ndarray, asked: emoji_drawings.Labels) -> None:
+    wanted = (len(asked.concept), judges.SIZE, judges.SIZE, 3)
+    if made.dtype != np.uint8 or made.shape != wanted:
+        raise ValueError(
+            f"generated pictures must be uint8 {list(wanted)}, one for each label that was asked for, got {made.dtype} "
+            f"{list(made.shape)}"
+        )
