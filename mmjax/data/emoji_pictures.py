@@ -21,9 +21,20 @@ NAME = ("concept", "artist")
 
 @functools.cache
 def _drawings(split: str, size: int) -> tuple[np.ndarray, emoji_drawings.Labels]:
-    images, labels = emoji_drawings.drawings(split, size)
+    """At `size` pixels, or at those of the pack where it has fewer."""
+    images, labels = emoji_drawings.drawings(split, min(size, emoji.SIZE))
     images.flags.writeable = False
     return images, labels
+
+
+def _enlarged(images: np.ndarray, size: int) -> np.ndarray:
+    """[B S S 3] -> [B size size 3], each pixel repeated; size is a multiple of S."""
+    times, rest = divmod(size, images.shape[1])
+    if rest:
+        raise ValueError(
+            f"pictures of {images.shape[1]} pixels grow only to a multiple of these, got image_size={size}"
+        )
+    return images if times == 1 else images.repeat(times, axis=1).repeat(times, axis=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +45,13 @@ class EmojiPictures:
 
     def batches(self, batch_size: int, seed: int, rows: slice = pipeline.ALL) -> pipeline.Batches:
         """`images` uint8 [B s s 3] and `label` int32 [B K]."""
-        images, labels = self.drawings("train")
+        images, labels = _drawings("train", self.image_size)
         may_flip = np.array([emoji.pack().concepts[n].may_flip for n in labels.concept])
 
         def make(indices: np.ndarray, rng: np.random.Generator, rows: slice) -> pipeline.Batch:
             flip, shifts = rng.random(len(indices)) < 0.5, rng.integers(-self.shift, self.shift + 1, (len(indices), 2))
             mine, flip, shifts = indices[rows], flip[rows], shifts[rows]
-            found = moved(images[mine], shifts)
+            found = moved(_enlarged(images[mine], self.image_size), shifts)
             mirrored = flip & may_flip[mine]
             found[mirrored] = found[mirrored, :, ::-1]
             return {"images": found, "label": self.label(labels.take(mine))}
@@ -59,8 +70,9 @@ class EmojiPictures:
         return tuple(emoji_drawings.counts()[kind] for kind in self.kinds)
 
     def drawings(self, split: str) -> tuple[np.ndarray, emoji_drawings.Labels]:
-        """All of a split: uint8 [N s s 3], read-only, and what they are of."""
-        return _drawings(split, self.image_size)
+        """All of a split: uint8 [N s s 3], and what they are of."""
+        images, labels = _drawings(split, self.image_size)
+        return _enlarged(images, self.image_size), labels
 
     def pairs(self, split: str) -> pipeline.Pairs:
         return emoji.EmojiData(self.image_size).pairs(split)

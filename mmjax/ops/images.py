@@ -32,6 +32,12 @@ def to_float(images: jax.Array, mean: Any, std: Any) -> jax.Array:
     return images.astype(jnp.float32) * np.float32(scale) - np.float32(offset)
 
 
+def to_uint8(images: jax.Array, mean: Any, std: Any) -> jax.Array:
+    """The way back of `to_float`: float [... 3], normalised -> uint8, rounded, and cut where it is out of range."""
+    images = images.astype(jnp.float32) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
+    return jnp.round(255 * jnp.clip(images, 0, 1)).astype(jnp.uint8)
+
+
 def to_pil(image: Any) -> Any:
     """A PIL image as it is; an array uint8 [H W], [H W 3] or [H W 4] as a PIL image."""
     from PIL import Image
@@ -225,6 +231,14 @@ def cubic_antialias_rows(old: int, new: int) -> np.ndarray:
     at = (np.arange(new) + 0.5) * old / new - 0.5
     weights = keys_cubic((at[:, None] - np.arange(old)) / max(old / new, 1), a=-0.5)
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def area_rows(old: int, new: int) -> np.ndarray:
+    """The mean of all old cells that a new one touches, so neighbours overlap where the sizes do not divide: torch's
+    adaptive average pooling, and its interpolation by area."""
+    first = np.arange(new)[:, None] * old
+    touched = (np.arange(old) >= first // new) & (np.arange(old) < -((-first - old) // new))
+    return (touched / touched.sum(1, keepdims=True)).astype(np.float32)
 
 
 def linear_rows(old: int, at: np.ndarray) -> np.ndarray:
