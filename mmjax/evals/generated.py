@@ -126,8 +126,8 @@ def seen(images: np.ndarray, against: Reference) -> dict[str, float]:
 class Generated:
     """An eval for generators, with the fewest words for an experiment: Generated(draw, "train").
 
-    draw: (model, variables, rng, label) -> uint8 [B 32 32 3], under jit, `batch` pictures at a time. What a label is the
-    experiment's data say: `data.label(emoji_drawings.Labels)`, arrays whose first axis is the pictures'.
+    draw: (model, variables, rng, label) -> uint8 [B 32 32 3], under jit, `batch` pictures at a time. What a label is
+    the experiment's data say: `data.label(emoji_drawings.Labels)`, arrays whose first axis is the pictures'.
     """
 
     draw: Callable

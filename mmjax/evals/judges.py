@@ -230,7 +230,7 @@ def named(x: np.ndarray, concepts: np.ndarray, total: np.ndarray, own: np.ndarra
     a drawing must not be recognised by itself. A concept without anything left ranks last.
     """
     x, known = features.unit(x), np.linalg.norm(total, axis=1) > 1e-6
-    cosines = np.where(known, x @ features.unit(np.where(known[:, None], total, 1.0)).T, -np.inf)  # [N C]
+    cosines = np.where(known, x @ _directions(total).T, -np.inf)  # [N C]
     if own is not None:
         rest = total[concepts] - features.unit(own)
         length = np.linalg.norm(rest, axis=1)
@@ -240,6 +240,10 @@ def named(x: np.ndarray, concepts: np.ndarray, total: np.ndarray, own: np.ndarra
     beaten = cosines >= mine[:, None]
     beaten[np.arange(len(x)), concepts] = False
     return np.where(np.isfinite(mine), 1 + beaten.sum(1), known.sum())
+
+
+def _directions(total: np.ndarray) -> np.ndarray:  # [C F]; 0 where there is none
+    return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,7 +305,7 @@ class Tell:
         judge, pack = Judge(model, variables), emoji.pack()
         images = np.stack([np.asarray(pictures.thumbnail(image, SIZE)) for image in request.images])
         total, _ = known_concepts(judge, data)
-        cosines = features.unit(look(judge, images)) @ features.unit(total).T
+        cosines = features.unit(look(judge, images)) @ _directions(total).T
         lines = []
         for n, row in enumerate(cosines):
             best = np.argsort(-row, kind="stable")[: self.shown]
