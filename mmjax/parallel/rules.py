@@ -23,11 +23,15 @@ LARGE = 1_000_000  # elements; below, a copy on each device costs less than the 
 DEFAULT: tuple[Rule, ...] = (
     (r"(^|/)(query|key|value|up|gate)/kernel$", PartitionSpec(FSDP, TENSOR)),
     (r"(^|/)(out|down)/kernel$", PartitionSpec(TENSOR, FSDP)),
+    (r"(^|/)(class_embed|condition)/embedding$", PartitionSpec(FSDP)),  # [classes and none, D]
     (r"(^|/)(embed|embedding)$", PartitionSpec(TENSOR, FSDP)),  # [V D]
     (r"(^|/)pos_embed$", PartitionSpec(FSDP)),  # [T D]
     (r"(^|/)lora_a$", PartitionSpec(FSDP, None)),  # [in r]
     (r"(^|/)lora_b$", PartitionSpec(None, TENSOR)),  # [r out]
-    (r"(^|/)(head|pooler|transform|prototypes|projector|\w*projection)/kernel$", PartitionSpec(FSDP, TENSOR)),
+    (
+        r"(^|/)(head|pooler|transform|prototypes|projector|\w*projection|\w*modulation(/linear)?)/kernel$",
+        PartitionSpec(FSDP, TENSOR),
+    ),
     # Mamba: channels last, as in the activations; and from the channels to what a token selects, a few numbers.
     (r"(^|/)mixer/(conv\w*/kernel|delta/kernel|A_log)$", PartitionSpec((TENSOR, FSDP))),
     (r"(^|/)mixer/select/kernel$", PartitionSpec((TENSOR, FSDP), None)),

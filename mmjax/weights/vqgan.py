@@ -28,7 +28,8 @@ POINTS = {  # by the class of the model: our name -> theirs, of convolutions of 
 def rules(model: nn.Module, *, judge: bool) -> list[Rule]:
     """judge: with the discriminator."""
     c = model.config
-    out = [*_half(c.codec, "encoder"), *_half(c.codec, "decoder"), *_conv("to_image", "decoder.conv_out")]
+    out = [rule for name in ("encoder", "decoder") for rule in half(c.codec, name, name)]
+    out += _conv("to_image", "decoder.conv_out")
     out += [rule for our, their in POINTS[type(model)].items() for rule in _conv(our, their, POINT)]
     if isinstance(model, vqgan.VQGAN):
         if not isinstance(c.quantizer, Codebook):
@@ -41,26 +42,26 @@ def _conv(ours: str, theirs: str, transform: engine.Transform = CONV) -> list[Ru
     return [Rule(f"{ours}/kernel", f"{theirs}.weight", transform), Rule(f"{ours}/bias", f"{theirs}.bias")]
 
 
-def _half(c: vqgan.CodecConfig, half: str) -> list[Rule]:
-    """half: encoder or decoder."""
-    encodes = half == "encoder"
+def half(c: vqgan.CodecConfig, theirs: str, ours: str) -> list[Rule]:
+    """theirs: encoder or decoder; ours: where it lies in our tree."""
+    encodes = theirs == "encoder"
     side, sample = ("down", "downsample") if encodes else ("up", "upsample")
     blocks, looking = (c.blocks, c.encoder_attention) if encodes else (c.blocks + 1, c.decoder_attention)
     lowest = c.levels[-1][1]
-    out = _conv(f"{half}/conv_in", f"{half}.conv_in") + norm(f"{half}/norm", f"{half}.norm_out")
-    out += _conv(f"{half}/conv_out", f"{half}.conv_out") if encodes else []
+    out = _conv(f"{ours}/conv_in", f"{theirs}.conv_in") + norm(f"{ours}/norm", f"{theirs}.norm_out")
+    out += _conv(f"{ours}/conv_out", f"{theirs}.conv_out") if encodes else []
     for i in (0, 1):
-        out += _block(f"{half}/mid_block{i}", f"{half}.mid.block_{i + 1}", lowest, lowest)
-    out += _attention(f"{half}/mid_attention", f"{half}.mid.attn_1")
+        out += _block(f"{ours}/mid_block{i}", f"{theirs}.mid.block_{i + 1}", lowest, lowest)
+    out += _attention(f"{ours}/mid_attention", f"{theirs}.mid.attn_1")
     before = c.width if encodes else lowest
     for i, (grid, width) in enumerate(c.levels) if encodes else reversed(list(enumerate(c.levels))):
         for j in range(blocks):
-            out += _block(f"{half}/level{i}_block{j}", f"{half}.{side}.{i}.block.{j}", before, width)
+            out += _block(f"{ours}/level{i}_block{j}", f"{theirs}.{side}.{i}.block.{j}", before, width)
             if grid in looking:
-                out += _attention(f"{half}/level{i}_attention{j}", f"{half}.{side}.{i}.attn.{j}")
+                out += _attention(f"{ours}/level{i}_attention{j}", f"{theirs}.{side}.{i}.attn.{j}")
             before = width
         if i + 1 < len(c.levels) if encodes else i:
-            out += _conv(f"{half}/conv_{side}{i}", f"{half}.{side}.{i}.{sample}.conv")
+            out += _conv(f"{ours}/conv_{side}{i}", f"{theirs}.{side}.{i}.{sample}.conv")
     return out
 
 
