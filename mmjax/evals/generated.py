@@ -35,6 +35,7 @@ from mmjax.nn.outputs import Result
 
 KINDS = ("group", "subgroup", "artist")
 REAL = "_real"  # ends the name of what real drawings score
+Both = Callable[[], tuple[judges.Judge, judges.Judge]]
 
 
 class Reference(NamedTuple):
@@ -51,9 +52,7 @@ class Reference(NamedTuple):
 
 
 @functools.cache
-def reference(
-    split: str, count: int, judge: Callable[[], tuple[judges.Judge, judges.Judge]] = judges.committed
-) -> Reference:
+def reference(split: str, count: int, judge: Both = judges.committed) -> Reference:
     """At most `count` drawings in each part; half of the split where that is fewer. Kept for the next eval."""
     both, data = judge(), emoji_drawings.Labeled(judges.SIZE)
     images, labels = data.drawings(split)
@@ -134,7 +133,7 @@ class Generated:
     reference: str = "train"  # "train" | "validation" | "concepts" | "twemoji": the split
     count: int = 1_500  # pictures; distances of different counts do not compare
     name: str = ""  # of the way of drawing ("cfg 2"), where an experiment has several; stands before the split
-    judges: Callable[[], tuple[judges.Judge, judges.Judge]] = judges.committed
+    judges: Both = judges.committed
     batch: int = 100
 
     def __call__(self, model: Any, variables: dict, data: Any, rng: jax.Array) -> Result:
@@ -162,9 +161,7 @@ class Generated:
 
 
 @functools.cache
-def real_numbers(
-    split: str, count: int, judge: Callable[[], tuple[judges.Judge, judges.Judge]] = judges.committed
-) -> dict[str, float]:
+def real_numbers(split: str, count: int, judge: Both = judges.committed) -> dict[str, float]:
     return measure_real(reference(split, count, judge))
 
 
@@ -174,7 +171,7 @@ def sheet(made: np.ndarray, against: Reference) -> np.ndarray:
     return beside({"made": made, "asked": against.real, "nearest": closest}, groups=4, rows=10)
 
 
-def sha256s(judge: Callable[[], tuple[judges.Judge, judges.Judge]] = judges.committed) -> str:
+def sha256s(judge: Both = judges.committed) -> str:
     """What tells the judges apart, to stand beside their numbers."""
     return " ".join(one.sha256[:12] for one in judge())
 
