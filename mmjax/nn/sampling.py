@@ -169,6 +169,49 @@ def _generate(model, variables, input_ids, attention_mask, rng, inputs, max_new_
     return Generated(tokens, jnp.where(ends.any(1), 1 + ends.argmax(1), max_new_tokens).astype(jnp.int32))
 
 
+def generate_among(
+    model: nn.Module,
+    variables: Any,
+    input_ids: jax.Array,
+    attention_mask: jax.Array | None = None,
+    *,
+    among: tuple[int, int],
+    count: int,
+    sampling: Sampling = Sampling(),
+    rng: jax.Array | None = None,
+    inputs: Mapping = EMPTY,
+) -> jax.Array:
+    """As `generate`, but exactly `count` tokens, all of them ids first ... last - 1 of `among`, such as a picture's
+    codes -> [B count] int32. Nothing stops a row: sampling.stop_ids must not lie among them."""
+    (first, last), size = among, model.config.vocab_size
+    if not 0 <= first < last <= size:
+        raise ValueError(f"among must be ids first < last of a vocabulary of {size}, got {among}")
+    if any(first <= stop < last for stop in sampling.stop_ids):
+        raise ValueError(f"sampling.stop_ids {sampling.stop_ids} must not lie among {first} ... {last - 1}")
+    attention_mask = _check(model, input_ids, attention_mask, count, sampling, rng)
+    rng = jax.random.key(0) if rng is None else rng
+    return _among(model, variables, input_ids, attention_mask, rng, dict(inputs), among, count, sampling)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "among", "count", "sampling"))
+def _among(model, variables, input_ids, attention_mask, rng, inputs, among, count, sampling):
+    def put(state, step):
+        ids = jnp.arange(state.logits.shape[1])
+        inside = (ids >= among[0]) & (ids < among[1])
+        state = state.replace(logits=jnp.where(inside, state.logits, -jnp.inf))
+        return draw(state, jax.random.fold_in(rng, step), sampling)
+
+    def body(carry, step):
+        token, state = carry
+        return put(advance(model, variables, state, token), step), token
+
+    state = prefill(
+        model, variables, input_ids, attention_mask, _room(input_ids.shape[1] + count - 1), sampling, inputs
+    )
+    (last, _), tokens = jax.lax.scan(body, put(state, 0), jnp.arange(1, count))
+    return jnp.concatenate([tokens, last[None]]).T
+
+
 def stream(
     model: nn.Module,
     variables: Any,

@@ -6,6 +6,7 @@ from mmjax.weights.hf import convert, load_hf, save_hf
 from mmjax.weights.mar import load_mar
 from mmjax.weights.open_clip import load_openai, save_openai
 from mmjax.weights.sam import load_sam
+from mmjax.weights.seed import load_seed
 from mmjax.weights.var import load_var, load_var_tokenizer
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "load_sam",
     "load_var",
     "load_var_tokenizer",
+    "load_seed",
     "save_hf",
     "save_mof",
     "save_openai",

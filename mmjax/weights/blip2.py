@@ -71,7 +71,7 @@ def _block(ours: str, theirs: str, crosses: bool, text: bool) -> list[Rule]:
     return rules + (mlp("text", "intermediate", "output") if text else [])
 
 
-def _qformer(ours: str, theirs: str, c: qformer.QFormerConfig) -> list[Rule]:
+def qformer_rules(ours: str, theirs: str, c: qformer.QFormerConfig) -> list[Rule]:
     """Our periods are scanned: block i of period p is their layer p * cross_every + i."""
     rules, layer = norm(f"{ours}norm", f"{theirs}layernorm"), f"{theirs}encoder.layer."
     every, whole = c.cross_every, c.depth - c.depth % c.cross_every
@@ -86,7 +86,7 @@ def _qformer(ours: str, theirs: str, c: qformer.QFormerConfig) -> list[Rule]:
 def RULES(model: nn.Module) -> list[Rule]:
     c = model.config
     if isinstance(model, qformer.QFormer):
-        return _qformer("", "", c)
+        return qformer_rules("", "", c)
     if isinstance(model, blip2.Blip2):
         language = [
             dataclasses.replace(rule, ours=f"language/{rule.ours}", theirs=f"language_model.{rule.theirs}")
@@ -95,7 +95,7 @@ def RULES(model: nn.Module) -> list[Rule]:
         return [
             *_vision("vision/tower", c.vision),
             Rule("vision/query_tokens", "query_tokens", ROW),
-            *_qformer("vision/qformer/", "qformer.", _asked(model)),
+            *qformer_rules("vision/qformer/", "qformer.", _asked(model)),
             *linear("projector", "language_projection"),
             *language,
         ]
@@ -104,7 +104,7 @@ def RULES(model: nn.Module) -> list[Rule]:
         Rule("query_tokens", "query_tokens", ROW),
         Rule("embed/embedding", "embeddings.word_embeddings.weight"),
         Rule("pos_embed", "embeddings.position_embeddings.weight"),
-        *_qformer("qformer/", "qformer.", c.qformer),
+        *qformer_rules("qformer/", "qformer.", c.qformer),
         *linear("vision_projection", "vision_projection"),
         *linear("text_projection", "text_projection"),
         *linear("itm_head", "itm_head"),
