@@ -142,10 +142,11 @@ def paper() -> Experiment:
     codes = Codes(vqgan.VQGAN(vqgan.VQGANConfig(vqgan.vqgan_f16().codec, Codebook(1_024, 256), None)), 16)
     config = ar.PictureConfig(partial(ar.Codes, 1_024), condition=partial(Labels, (1_000,)))
     loss, draw = Tokens(codes), Draw(codes, 64)
+    adamw = optim.AdamW(8e-4, warmup=62_500, b2=0.95, weight_decay=0.02, clip=3.0)  # as MAR's, appendix B
     return Experiment(
         Task(ar.Picture(config, Compute(jnp.bfloat16, "full")), loss, init=loss.started),
-        EmojiPictures(("subgroup",), image_size=256),
-        optim.AdamW(8e-4, warmup=62_500, b2=0.95, weight_decay=0.02, clip=3.0), 250_000, 2_048, sample=Ask(draw), init_from=(Source("vqgan_emoji", to="tokenizer"),),
+        EmojiPictures(("subgroup",), image_size=256), adamw, 250_000, 2_048, sample=Ask(draw),
+        init_from=(Source("vqgan_emoji", to="tokenizer"),),
     )  # fmt: skip
 
 
