@@ -98,9 +98,9 @@ def test_the_same_sets_and_sets_far_apart():
     assert generation.neighbours(x, x)[:2] == (1, 1)
     assert generation.neighbours(x, x).coverage == 1
     assert generation.neighbours(x, x + 100) == (0, 0, 0, 0)
-    one = np.repeat(x[:1], 40, 0)  # on a single point all balls are empty, whatever rounding does
-    assert generation.neighbours(x, one).recall == 0
-    assert generation.neighbours(1e3 * one + 1 / 3, 1e3 * one + 1 / 3) == (0, 0, 0, 0)
+    assert generation.neighbours(x, np.repeat(x[:1], 40, 0)).recall == 0
+    heap = np.repeat(100 * normal(1, 9, 50), 7, 0)[np.random.default_rng(0).permutation(63)]
+    assert generation.neighbours(heap, heap) == (0, 0, 0, 0)  # balls of radius 0 are empty, whatever rounding does
 
 
 # --- copies
