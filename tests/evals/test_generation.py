@@ -99,8 +99,9 @@ def test_the_same_sets_and_sets_far_apart():
     assert generation.neighbours(x, x).coverage == 1
     assert generation.neighbours(x, x + 100) == (0, 0, 0, 0)
     assert generation.neighbours(x, np.repeat(x[:1], 40, 0)).recall == 0
-    heap = np.repeat(100 * normal(1, 9, 50), 7, 0)[np.random.default_rng(0).permutation(63)]
-    assert generation.neighbours(heap, heap) == (0, 0, 0, 0)  # balls of radius 0 are empty, whatever rounding does
+    heap = np.repeat(100 * normal(1, 31, 67), 7, 0)[np.random.default_rng(0).permutation(217)]
+    assert generation.radii(heap, 5).max() == 0  # and not what rounding leaves
+    assert generation.neighbours(heap, heap) == (0, 0, 0, 0)
 
 
 # --- copies
