@@ -265,8 +265,8 @@ def weights(random: np.random.Generator, found: dict, features: int, codes: bool
     }
 
 
-def account(basis: str) -> dict[str, np.ndarray]:
-    random, case, codes = np.random.default_rng(len(basis) + ord(basis[0])), CASES[basis], basis == "fft"
+def account(basis: str, seed: int = 0) -> dict[str, np.ndarray]:
+    random, case, codes = np.random.default_rng([seed, ord(basis[0])]), CASES[basis], basis == "fft"
     images = random.integers(0, 256, (BATCH, *case["size"], 3)).astype(np.uint8)
     images[0] //= 8  # darker, so that means differ
     labels = np.array([[0, 1], [2, -1], [-1, 0], [-1, -1]])
