@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments import _study
 from mmjax.data import emoji_drawings
-from mmjax.evals import controls, generated
+from mmjax.evals import controls, generated, judges
 from mmjax.nn.outputs import Result
 
 CONTROLS: dict[str, controls.Control] = {
@@ -48,4 +48,4 @@ def measure(runs: Path, size: str) -> dict[str, Result]:
 
 
 if __name__ == "__main__":
-    _study.main("judges", __doc__, measure, judge=generated.sha256s)
+    _study.main("judges", __doc__, measure, judge=judges.sha256s)

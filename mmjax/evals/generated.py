@@ -30,12 +30,12 @@ import numpy as np
 
 from mmjax.data import emoji_drawings
 from mmjax.evals import generation, judges
+from mmjax.evals.judges import Both
 from mmjax.evals.reconstruction import beside
 from mmjax.nn.outputs import Result
 
 KINDS = ("group", "subgroup", "artist")
 REAL = "_real"  # ends the name of what real drawings score
-Both = Callable[[], tuple[judges.Judge, judges.Judge]]
 
 
 class Reference(NamedTuple):
@@ -149,6 +149,10 @@ class Generated:
                 metrics[f"{prefix}/{name}{REAL}"] = real[name]
         return Result(metrics, {f"{prefix} generated": sheet(made, against)})
 
+    def judge(self) -> str:
+        """What is recorded beside the numbers."""
+        return judges.sha256s(self.judges)
+
     def _pictures(self, model: Any, variables: dict, label: Any, rng: jax.Array) -> np.ndarray:
         draw = jax.jit(lambda variables, rng, label: self.draw(model, variables, rng, label))
         count = len(jax.tree.leaves(label)[0])
@@ -169,11 +173,6 @@ def sheet(made: np.ndarray, against: Reference) -> np.ndarray:
     """What was made, the drawing whose labels were asked for, and the training drawing that is nearest."""
     closest = against.train[generation.nearest(made, against.train).row]
     return beside({"made": made, "asked": against.real, "nearest": closest}, groups=4, rows=10)
-
-
-def sha256s(judge: Both = judges.committed) -> str:
-    """What tells the judges apart, to stand beside their numbers."""
-    return " ".join(one.sha256[:12] for one in judge())
 
 
 def _check(made: np.ndarray, asked: emoji_drawings.Labels) -> None:

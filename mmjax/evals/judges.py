@@ -17,6 +17,7 @@ artist or the held-out concepts. No batch norm: what is said of a picture does n
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,6 +165,9 @@ class Judge(NamedTuple):
     sha256: str = ""  # of its file
 
 
+Both = Callable[[], tuple[Judge, Judge]]  # A and B; a function, as evals are compared and printed
+
+
 @functools.cache
 def judge_a() -> Judge:
     return load(ASSETS / "judge_a.safetensors", ClassJudge(JudgeConfig(), tuple(emoji_drawings.counts().values())))
@@ -176,6 +180,11 @@ def judge_b() -> Judge:
 
 def committed() -> tuple[Judge, Judge]:
     return judge_a(), judge_b()
+
+
+def sha256s(judges: Both = committed) -> str:
+    """What tells A and B apart from others, to stand beside their numbers."""
+    return " ".join(one.sha256[:12] for one in judges())
 
 
 def load(path: Path, model: nn.Module) -> Judge:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from mmjax.evals import features, generation
-from mmjax.evals.judges import Judge, committed, look
+from mmjax.evals.judges import Both, committed, look, sha256s
 from mmjax.nn.outputs import Result
 from mmjax.ops import quantize
 from mmjax.report import pictures
@@ -106,7 +106,7 @@ class Rebuilt:
     split: str
     num_codes: int = 0  # K; 0 where there are no codes
     count: int = 1_500  # pictures at most, spread evenly over the split
-    judges: Callable[[], tuple[Judge, Judge]] = committed
+    judges: Both = committed
     batch: int = 100
 
     def __call__(self, model: Any, variables: dict, data: Any, rng: jax.Array) -> Result:
@@ -122,6 +122,10 @@ class Rebuilt:
             metrics |= {name: float(x) for name, x in quantize.usage(ids, self.num_codes).items()}
         prefixed = {f"{self.split}/{name}": value for name, value in metrics.items()}
         return Result(prefixed, {f"{self.split} rebuilt": beside({"real": images, "rebuilt": made})})
+
+    def judge(self) -> str:
+        """What is recorded beside the numbers."""
+        return sha256s(self.judges)
 
     def _through(self, model: Any, variables: dict, images: np.ndarray) -> tuple[np.ndarray, Any]:
         rebuild = jax.jit(lambda variables, images: self.rebuild(model, variables, images))

@@ -71,7 +71,8 @@ def table(name: str, metrics: Sequence[str], results: Sequence[dict]) -> str:
         raise ValueError(
             f"results of {name!r} hold no {', '.join(missing)}; they hold {', '.join(runs[-1]['metrics'])}"
         )
-    rows = [["run", *metrics, "steps", "minutes", "seed", "devices", "commit"]]
+    judged = any(run["judge"] for run in runs)  # what networks say of pictures counts only beside the networks' names
+    rows = [["run", *metrics, "steps", "minutes", "seed", "devices", "commit", *(["judge"] if judged else [])]]
     for run in (run for run in runs if any(key in run["metrics"] for key in metrics)):
         what = " ".join([run["stem"], run["size"], *(f"`{one}`" for one in run["overrides"])])
         minutes = f"{run['seconds'] / 60:.1f}"
@@ -79,6 +80,7 @@ def table(name: str, metrics: Sequence[str], results: Sequence[dict]) -> str:
         rows.append(
             [what, *numbers, number(run["steps"]), minutes, str(run["seed"]), run["devices"], run["commit"] or "–"]
         )
+        rows[-1] += [run["judge"] or "–"] if judged else []
     return markdown(rows)
 
 

@@ -90,7 +90,8 @@ def train(
         except OSError as error:
             raise WriteError(f"cannot write the report of {workdir}: {error}; {run.newest()}") from error
         if record is not None and not stopped:
-            write_record(record, config, run.meter.seconds, run.numbers)
+            judged = [one.judge() for one in (*experiment.evals, *experiment.final_evals) if hasattr(one, "judge")]
+            write_record(record, config, run.meter.seconds, run.numbers, judged[0] if judged else None)
     return Outcome(state, run.numbers, stopped)
 
 
@@ -258,10 +259,13 @@ def evaluate(experiment: Experiment, variables: Variables, evals: Sequence[Calla
     return Result(metrics, pictures)
 
 
-def write_record(path: Path, config: Mapping[str, Any], seconds: float, metrics: Mapping[str, float]) -> None:
-    """Appends the line that the README's tables are made of, unless the same run wrote it before."""
+def write_record(
+    path: Path, config: Mapping[str, Any], seconds: float, metrics: Mapping[str, float], judge: str | None = None
+) -> None:
+    """Appends the line that the README's tables are made of, unless the same run wrote it before. judge: what tells the
+    networks apart that judged what this one made."""
     known = {name: config[name] for name in ("stem", "size", "overrides", "seed", "commit", "steps", "devices")}
-    line = {**known, "seconds": round(seconds, 1), "metrics": dict(metrics), "judge": None}
+    line = {**known, "seconds": round(seconds, 1), "metrics": dict(metrics), "judge": judge}
     run_folder.append(path, line, same=("stem", "size", "overrides", "seed", "steps", "seconds", "metrics"))
 
 

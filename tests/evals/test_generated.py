@@ -120,7 +120,7 @@ def test_numbers_are_those_of_the_parts():
     assert found["subgroup_accuracy"] == np.mean(answers == against.asked.subgroup)
     with pytest.raises(ValueError, match=r"uint8 \[19, 32, 32, 3\], one for each label .* got float64"):
         generated.measure(made / 255, against)
-    assert generated.sha256s(tiny) == "f" * 12 + " " + "f" * 12
+    assert generated.Generated(by_heart, judges=tiny).judge() == "f" * 12 + " " + "f" * 12
 
 
 # --- controls

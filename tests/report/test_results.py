@@ -53,6 +53,13 @@ def test_the_newest_of_equal_runs_counts():
     assert len(results.runs_of("clip_emoji", [record(), record(overrides=["steps=1"])])) == 2
 
 
+def test_what_a_judge_said_stands_beside_its_name():
+    first, second, *rows = results.table("clip_emoji", [], [record(), record(seed=1, judge="c0ffee")]).splitlines()
+    assert first.endswith("| commit | judge |")
+    assert [row.split(" | ")[-1] for row in rows] == ["– |", "c0ffee |"]
+    assert first.count("|") == second.count("|") == rows[0].count("|")
+
+
 def test_text_of_a_user_stays_in_its_cell():
     assert "a\\|b" in results.table("clip_emoji", [], [record(overrides=["a|b"])])
 

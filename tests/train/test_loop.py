@@ -230,6 +230,22 @@ def test_a_record_names_all_who_made_the_run(tmp_path, lines):
     assert len(lines(tmp_path / "results.jsonl")) == 1  # once is enough
 
 
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    def __call__(self, model, variables, data, rng):
+        return Result({"beauty": 0.5})
+
+    def judge(self):
+        return "c0ffee"
+
+
+def test_a_record_names_the_judge_that_gave_the_numbers(tmp_path, lines):
+    experiment = dataclasses.replace(toys.experiment(steps=2), final_evals=(Judged(),))
+    loop.train(experiment, tmp_path / "run", record=tmp_path / "results.jsonl")
+    (line,) = lines(tmp_path / "results.jsonl")
+    assert (line["judge"], line["metrics"]["beauty"]) == ("c0ffee", 0.5)
+
+
 FILE = '''"""A toy: learns nothing of note."""
 
 import toys
