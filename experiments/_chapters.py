@@ -14,6 +14,9 @@
                  from clip_emoji and dinov2_emoji
     scenes_200   the same with 200 concepts
     scenes_long  longer runs of llava_scenes, shikra_scenes and nextchat_scenes, after the chapter scenes
+    pictures     the codecs kl_emoji, vqgan_emoji, var_tokenizer_emoji, then what draws through them and frequencies:
+                 autoregressive_emoji in all its ways, var_emoji, mar_emoji, frequency_emoji; some with three seeds
+    names        longer runs that draw pairs of name and artist that were never seen, after the codecs of pictures
     minilm       bert_names and bert_tags from the weights in weights/minilm (see bert_names)
 
 OPTIONS go to each `mmjax train` and each study, such as --record. What was interrupted goes on when this is run again.
@@ -72,6 +75,41 @@ CHAPTERS["scenes_200"] = tuple((stem, "--size", "small_200") for stem in ("vit_s
 CHAPTERS["scenes_long"] = tuple(
     (stem, "--size", "small_long") for stem in ("llava_scenes", "shikra_scenes", "nextchat_scenes")
 )
+CODECS = (("kl_emoji",), ("vqgan_emoji",), ("var_tokenizer_emoji",))
+ORDERS = ("small_random_causal", "small_raster_sets", "small_sets", "small_mar", "small_mar_raster")
+WAYS = (*ORDERS, "small_mar_causal", "small_mar_raster_causal", "small_pixels")
+FREQUENCIES = (
+    "small_reversed",
+    "small_shuffled",
+    "small_values",
+    "small_values_reversed",
+    "small_cosines",
+    "small_raster",
+)
+
+
+def again(stem: str, size: str, seed: int) -> tuple[str, ...]:
+    """The same with other random numbers."""
+    return (stem, "--size", size, "--workdir", f"runs/{stem}-{size}-seed{seed}", "--set", f"seed={seed}")
+
+
+THRICE = (
+    ("autoregressive_emoji", "small"),
+    ("var_emoji", "small"),
+    ("mar_emoji", "small"),
+    ("frequency_emoji", "small"),
+)
+CHAPTERS["pictures"] = (
+    *CODECS,
+    *((stem,) for stem, _ in THRICE),
+    *(("autoregressive_emoji", "--size", size) for size in WAYS),
+    *(("frequency_emoji", "--size", size) for size in FREQUENCIES),
+    *(again(stem, size, seed) for seed in (1, 2) for stem, size in THRICE),
+)
+CHAPTERS["names"] = (
+    ("autoregressive_emoji", "--size", "names"), ("autoregressive_emoji", "--size", "names_mar"),
+    ("var_emoji", "--size", "names"), ("frequency_emoji", "--size", "names"),
+)  # fmt: skip
 CHAPTERS["minilm"] = (("bert_names", "--size", "minilm"), ("bert_tags", "--size", "minilm"))
 
 

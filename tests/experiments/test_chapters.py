@@ -12,7 +12,7 @@ from mmjax.train import overrides
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 MODULE = runpy.run_path(str(EXPERIMENTS / "_chapters.py"))
 CHAPTERS, name_of = MODULE["CHAPTERS"], MODULE["name_of"]
-AFTER = {"scenes_long": "scenes"}  # chapters that start from the runs of another
+AFTER = {"names": "pictures", "scenes_long": "scenes"}  # chapters that start from the runs of another
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
