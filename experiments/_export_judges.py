@@ -14,7 +14,7 @@ def main(runs: Path) -> None:
     for name in ("judge_a", "judge_b"):
         trained = _study.load(runs / f"{name}-small")
         path = judges.ASSETS / f"{name}.safetensors"
-        sha256 = judges.save(path, trained.variables["params"])
+        sha256 = judges.save(path, trained.model, trained.variables["params"])
         print(f"{path}: {path.stat().st_size:,} bytes, sha256 {sha256}")
 
 

@@ -60,13 +60,13 @@ def reference(split: str, count: int, judge: Both = judges.committed) -> Referen
     count = min(count, len(images) // 2)
     first, second = order[:count], order[count : 2 * count]
     train, _ = data.drawings("train")
-    some = np.random.default_rng(1).choice(len(train), min(len(train), 1_500), replace=False)
+    some = np.random.default_rng(1).choice(len(train), min(len(train), 1_000), replace=False)
     return Reference(
         judges=both,
         asked=labels.take(first),
         real=images[first],
         other=tuple(judges.look(one, images[second]) for one in both),
-        concepts=tuple(judges.known_concepts(one, data)[0] for one in both),
+        concepts=tuple(judges.known_concepts(one, data) if one.concepts is None else one.concepts for one in both),
         own=split in ("train", "concepts"),
         train=train,
         threshold=generation.copy_threshold(train, some),

@@ -40,6 +40,7 @@ from mmjax.report.page import CHANCE
 
 ASSETS = Path(__file__).parent / "assets"
 SIZE = 32  # side of the pictures
+CONCEPTS = ".concepts"  # the tensor that is no parameter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +164,7 @@ class Judge(NamedTuple):
     model: Any
     variables: Any
     sha256: str = ""  # of its file
+    concepts: np.ndarray | None = None  # [C F] of `known_concepts`, in the file so that nobody waits for it
 
 
 Both = Callable[[], tuple[Judge, Judge]]  # A and B; a function, as evals are compared and printed
@@ -192,21 +194,24 @@ def load(path: Path, model: nn.Module) -> Judge:
     if not path.exists():
         raise FileNotFoundError(f"no judge in {path}; train it and write it: python -m experiments._judges --help")
     data = path.read_bytes()
-    tree: dict = {}
-    for name, x in safetensors.load(data).items():
+    tensors, tree = safetensors.load(data), {}
+    concepts = tensors.pop(CONCEPTS, None)
+    for name, x in tensors.items():
         *folders, leaf = name.split("/")
         inner = functools.reduce(lambda tree, folder: tree.setdefault(folder, {}), folders, tree)
         inner[leaf] = jnp.asarray(x, jnp.float32)
     wanted = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.uint8))
     if jax.tree.map(jnp.shape, tree) != jax.tree.map(jnp.shape, wanted["params"]):
         raise ValueError(f"{path} holds a judge of another shape than {model}; write it anew")
-    return Judge(model, {"params": tree}, hashlib.sha256(data).hexdigest())
+    return Judge(model, {"params": tree}, hashlib.sha256(data).hexdigest(), concepts)
 
 
-def save(path: Path, params: Any) -> str:
-    """Parameters as float16 -> the file's sha256."""
-    flat = jax.tree.leaves_with_path(params)
-    tensors = {"/".join(one.key for one in name): np.asarray(x, np.float16) for name, x in flat}
+def save(path: Path, model: nn.Module, params: Any) -> str:
+    """Parameters as float16, and what concepts look like to them -> the file's sha256."""
+    half = jax.tree.map(lambda x: np.asarray(x, np.float16), params)
+    tensors = {"/".join(one.key for one in name): x for name, x in jax.tree.leaves_with_path(half)}
+    rounded = Judge(model, {"params": jax.tree.map(lambda x: x.astype(np.float32), half)})
+    tensors[CONCEPTS] = known_concepts(rounded, emoji_drawings.Labeled(SIZE)).astype(np.float32)
     data = safetensors.save(tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -225,11 +230,11 @@ def opinions(judge: Judge, images: np.ndarray) -> Opinion:
     return Opinion(*np.split(both, np.cumsum([c.config.features, *c.counts])[:-1], axis=1))
 
 
-def prototypes(x: np.ndarray, concepts: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features [N F] of drawings of concepts [N] -> sums of their directions [count F], and of how many [count]."""
+def prototypes(x: np.ndarray, concepts: np.ndarray, count: int) -> np.ndarray:
+    """Features [N F] of drawings of concepts [N] -> sums of their directions, [count F]."""
     total = np.zeros((count, x.shape[1]), np.float64)
     np.add.at(total, concepts, features.unit(x))
-    return total, np.bincount(concepts, minlength=count)
+    return total
 
 
 def named(x: np.ndarray, concepts: np.ndarray, total: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
@@ -243,8 +248,9 @@ def named(x: np.ndarray, concepts: np.ndarray, total: np.ndarray, own: np.ndarra
     if own is not None:
         rest = total[concepts] - features.unit(own)
         length = np.linalg.norm(rest, axis=1)
-        mine = np.sum(x * rest, 1) / np.maximum(length, 1e-6)
-        cosines[np.arange(len(x)), concepts] = np.where(length > 1e-6, mine, -np.inf)
+        mine = np.sum(x * rest, 1) / np.maximum(length, 1e-3)
+        # A single drawing less itself leaves no more than rounding.
+        cosines[np.arange(len(x)), concepts] = np.where(length > 1e-3, mine, -np.inf)
     mine = cosines[np.arange(len(x)), concepts]
     beaten = cosines >= mine[:, None]
     beaten[np.arange(len(x)), concepts] = False
@@ -286,7 +292,7 @@ class Names:
         """`rng` is unused."""
         judge, (images, labels) = Judge(model, variables), data.drawings(self.split)
         x, metrics = look(judge, images), {}
-        (total, _), inside = known_concepts(judge, data), self.split in ("train", "concepts")
+        total, inside = known_concepts(judge, data), self.split in ("train", "concepts")
         places = named(x, labels.concept, total, own=x if inside else None)
         for k in (1, 10):
             metrics[f"{self.split}/name_R@{k}"] = float(np.mean(places <= k))
@@ -294,7 +300,7 @@ class Names:
         return Result(metrics)
 
 
-def known_concepts(judge: Judge, data: Any) -> tuple[np.ndarray, np.ndarray]:
+def known_concepts(judge: Judge, data: Any) -> np.ndarray:
     """`prototypes` of the drawings of the splits "train" and "concepts", which are all concepts."""
     images, labels = zip(*(data.drawings(split) for split in ("train", "concepts")), strict=True)
     concepts = np.concatenate([one.concept for one in labels])
@@ -313,7 +319,7 @@ class Tell:
             raise ValueError("there is nothing to judge: give images")
         judge, pack = Judge(model, variables), emoji.pack()
         images = np.stack([np.asarray(pictures.thumbnail(image, SIZE)) for image in request.images])
-        total, _ = known_concepts(judge, data)
+        total = known_concepts(judge, data)
         cosines = features.unit(look(judge, images)) @ _directions(total).T
         lines = []
         for n, row in enumerate(cosines):
