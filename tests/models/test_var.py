@@ -117,6 +117,7 @@ def test_a_later_scale_does_not_reach_an_earlier_one(inputs, case):
         assert np.all(np.abs(after - before)[:, first:].max(-1) > 1e-6)
 
 
+@pytest.mark.slow
 def test_a_changed_code_changes_the_scales_behind_it(inputs):
     run = jax.jit(functools.partial(TOKENIZER.apply, method="inputs"))
     frozen = variables_of("unit")["tokenizer"]
