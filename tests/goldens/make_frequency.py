@@ -25,7 +25,7 @@ from torch.nn import functional as F
 DEPTH, HEADS, HIDDEN, COUNTS, HEAD_WIDTH, Q = 2, 2, 12, (3, 2), 10, 3
 CASES = {
     # odd height; two bands grow, the last one shrinks
-    "fft": {"size": (7, 6), "block": None, "edges": (0.5, 1.5, 3.2), "group": 3, "step": 0.3, "floor": 0.6},
+    "fft": {"size": (7, 6), "block": None, "edges": (0.5, 1.5, 3.2), "group": 3, "step": 0.7, "floor": 0.6},
     "dct": {"size": (6, 9), "block": 3, "edges": (0.5, 1.2), "group": 4, "step": 0.4, "floor": 0.01},
 }
 BATCH, WIDTH, REPEATS = 4, 8, 2

@@ -23,7 +23,7 @@ from mmjax.ops import fourier
 SIZES = {"width": 8, "depth": 2, "num_heads": 2, "hidden": 12, "condition": partial(Labels, (3, 2))}
 CONFIGS = {
     "fft": frequency.FrequencyConfig(
-        TokenizerConfig((7, 6), 3, edges=(0.5, 1.5, 3.2), group=3, step=0.3, clip=3, floor=0.6), **SIZES
+        TokenizerConfig((7, 6), 3, edges=(0.5, 1.5, 3.2), group=3, step=0.7, clip=3, floor=0.6), **SIZES
     ),
     "dct": frequency.FrequencyConfig(
         TokenizerConfig((6, 9), 3, fourier.DCT, 3, edges=(0.5, 1.2), group=4, step=0.4, clip=3),
@@ -89,6 +89,17 @@ def test_the_loss_of_a_batch_is_that_of_the_account_and_its_bits_are_the_likelih
     assert dropped != pytest.approx(value, rel=1e-5)
 
 
+def test_tokens_are_spread_over_the_places_of_the_next_band_in_order():
+    np.testing.assert_array_equal(frequency.spread(2, 5).argmax(1), [0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(frequency.spread(5, 2).argmax(0), [0, 0, 0, 1, 1])
+    for tokens, places in ((1, 1), (3, 3), (2, 5), (5, 2), (31, 53), (53, 23)):
+        found = frequency.spread(tokens, places)
+        assert found.shape == (places, tokens)
+        assert found.any(0).all()
+        assert found.any(1).all()
+        assert found.sum() == max(tokens, places)
+
+
 ORDERS = (
     frequency_tokenizer.low_to_high, frequency_tokenizer.high_to_low, frequency_tokenizer.raster,
     frequency_tokenizer.shuffled,
@@ -98,12 +109,14 @@ ORDERS = (
 def random_model(head=frequency.Scalars, modulated: bool = False, **tokenizer) -> tuple[frequency.Frequency, dict]:
     """With random weights everywhere, and statistics of random pictures."""
     tokenizer = TokenizerConfig.tiny(**{"size": (6, 4), "edges": (0.5, 1.6), **tokenizer})
-    config = frequency.FrequencyConfig.tiny(tokenizer=tokenizer, head=head, modulated=modulated, depth=1)
+    config = frequency.FrequencyConfig.tiny(tokenizer=tokenizer, head=head, modulated=modulated)
     model = frequency.Frequency(config)
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, *tokenizer.size, 3)), jnp.uint8)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images, jnp.zeros(4, int))
     random = np.random.default_rng(1)
-    params = jax.tree.map(lambda x: np.float32(0.3 * random.normal(size=x.shape)), shapes["params"])
+    params = jax.tree.map_with_path(
+        lambda path, x: np.float32((path[-1].key == "scale") + 0.5 * random.normal(size=x.shape)), shapes["params"]
+    )
     return model, {"params": params, "statistics": frequency_tokenizer.fit(config.tokenizer, images)}, images
 
 

@@ -19,7 +19,7 @@ ORDERS = {
     "shuffled": partial(frequency.shuffled, seed=2),
 }  # fmt: skip
 CONFIGS = {
-    "fft": TokenizerConfig((7, 6), 3, edges=(0.5, 1.5, 3.2), group=3, step=0.3, clip=3, floor=0.6),
+    "fft": TokenizerConfig((7, 6), 3, edges=(0.5, 1.5, 3.2), group=3, step=0.7, clip=3, floor=0.6),
     "dct": TokenizerConfig((6, 9), 3, fourier.DCT, 3, edges=(0.5, 1.2), group=4, step=0.4, clip=3),
 }
 
