@@ -56,6 +56,29 @@ def test_rows_of_different_length_are_what_each_is_alone(model):
         np.testing.assert_array_equal(found.lengths, [5, 5, 5])
 
 
+def test_so_many_tokens_of_a_range_are_drawn_as_a_loop_without_the_others_draws_them():
+    """Codes of a picture: whatever the model would rather say, and whatever stands where in the prompt."""
+    model, (first, last) = MODELS["llama"], (20, 29)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), IDS)
+    rng = np.random.default_rng(3)
+    variables = jax.tree.map(lambda x: 0.4 * rng.normal(size=x.shape).astype(np.float32), shapes)
+    apply, (ids, mask), expected = jax.jit(model.apply), padded("right", fill=-7), []
+    for row, count in enumerate(COUNTS):
+        text = list(IDS[row, :count])
+        for _ in range(5):
+            whole = np.array([[*text, *[0] * (16 - len(text))]], np.int32)
+            text.append(first + int(apply(variables, whole).logits[0, len(text) - 1, first:last].argmax()))
+        expected.append(text[count:])
+    found = sampling.generate_among(model, variables, ids, mask, among=(first, last), count=5)
+    np.testing.assert_array_equal(found, expected)
+    free = sampling.generate(model, variables, ids, mask, max_new_tokens=1).tokens
+    assert ((np.asarray(free) < first) | (np.asarray(free) >= last)).any()  # it would rather say something else
+    with pytest.raises(ValueError, match=r"ids first < last of a vocabulary of 64, got \(60, 65\)"):
+        sampling.generate_among(model, variables, ids, mask, among=(60, 65), count=5)
+    with pytest.raises(ValueError, match=r"must not lie among 20 \.\.\. 28"):
+        sampling.generate_among(model, variables, ids, mask, among=(20, 29), count=5, sampling=Sampling(stop_ids=(20,)))
+
+
 def test_random_tokens_are_the_same_on_either_side_and_streamed(model):
     model, variables = model
     options = {"max_new_tokens": 5, "rng": jax.random.key(5)}
