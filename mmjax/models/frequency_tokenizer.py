@@ -164,6 +164,11 @@ class TokenizerConfig:
         return len(self.layout.kinds)
 
 
+def cosines(**changes: Any) -> TokenizerConfig:
+    """The whole picture in cosines, which count half cycles: edges are about twice as high."""
+    return TokenizerConfig(**{"basis": fourier.DCT, "edges": (0.5, 3, 5, 9, 15, 23, 33), **changes})
+
+
 def cosine_blocks(**changes: Any) -> TokenizerConfig:
     """16 blocks of 8 x 8 cosines in 8 bands of 8: 128 tokens of 24 numbers, said from low to high in all blocks."""
     by_eights = {"measure": fourier.rank, "edges": tuple(range(8, 64, 8))}

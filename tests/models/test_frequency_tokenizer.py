@@ -147,6 +147,7 @@ def test_values_of_training_have_mean_0_and_deviation_1():
 def test_sizes_for_32_pixels():
     for c, sizes in (
         (TokenizerConfig(), (1, 1, 2, 6, 14, 31, 53, 23)),
+        (frequency.cosines(), (1, 1, 2, 7, 15, 31, 54, 20)),
         (frequency.cosine_blocks(), (16,) * 8),
         (frequency.raster_blocks(), (8,) * 16),
     ):
