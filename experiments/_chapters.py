@@ -9,11 +9,11 @@
     language     all of the above
     ladder       ladder_images and ladder_captions in all their sizes, then the study _ladder
     vision       clip_emoji, siglip_emoji, dino_emoji, dinov2_emoji, the studies _encoders and _eyes_wide_shut; ladder
-    scenes       vit_scenes, llama_scenes, then what starts from them: qformer_scenes -> blip2_scenes; llava_scenes,
-                 shikra_scenes, ferret_scenes, nextchat_scenes in their sizes; sam_scenes; eyes of llava_scenes come
-                 from clip_emoji and dinov2_emoji
-    scenes_200   the same with 200 concepts
-    scenes_long  longer runs of llava_scenes, shikra_scenes and nextchat_scenes, after the chapter scenes
+    scenes       vit_scenes, llama_scenes, then what starts from them: llava_scenes in its sizes, of which small_long
+                 leads to shikra_scenes, ferret_scenes and nextchat_scenes; qformer_scenes -> blip2_scenes; sam_scenes;
+                 eyes of llava_scenes come from clip_emoji and dinov2_emoji
+    scenes_200   vit_scenes, llama_scenes, llava_scenes and what starts from it, with 200 concepts
+    scenes_long  longer runs of shikra_scenes and nextchat_scenes, after the chapter scenes
     pictures     the codecs kl_emoji, vqgan_emoji, var_tokenizer_emoji, then what draws through them and frequencies:
                  autoregressive_emoji in all its ways, var_emoji, mar_emoji, frequency_emoji; some with three seeds
     names        longer runs that draw pairs of name and artist that were never seen, after the codecs of pictures
@@ -60,21 +60,20 @@ ADAPTERS = ("small", "small_linear", "small_qformer")
 STAGES = ("small_align", "small_instruct")
 MIXED = ("small_clip", "small_dino", "small_additive", "small_interleaved", "small_tuned")
 CHAPTERS["scenes"] = (
-    *(
-        (stem,)
-        for stem in ("clip_emoji", "dinov2_emoji", "vit_scenes", "llama_scenes", "qformer_scenes", "blip2_scenes")
-    ),
+    *((stem,) for stem in ("clip_emoji", "dinov2_emoji", "vit_scenes", "llama_scenes")),
+    ("llava_scenes", "--size", "small_long"),
+    *((stem,) for stem in ("sam_scenes", "shikra_scenes", "nextchat_scenes", "ferret_scenes")),
+    *((stem,) for stem in ("qformer_scenes", "blip2_scenes")),
     *(("llava_scenes", "--size", size) for size in (*ADAPTERS, *STAGES, *MIXED)),
-    *((stem,) for stem in ("shikra_scenes", "ferret_scenes", "nextchat_scenes", "sam_scenes")),
     ("ferret_scenes", "--size", "small_plain"),
     ("nextchat_scenes", "--size", "small_masks"),
     ("llama_scenes", "--size", "small_twin"),
 )
 GROUNDED = ("shikra_scenes", "ferret_scenes", "nextchat_scenes")
-CHAPTERS["scenes_200"] = tuple((stem, "--size", "small_200") for stem in ("vit_scenes", "llama_scenes", *GROUNDED))
-CHAPTERS["scenes_long"] = tuple(
-    (stem, "--size", "small_long") for stem in ("llava_scenes", "shikra_scenes", "nextchat_scenes")
+CHAPTERS["scenes_200"] = tuple(
+    (stem, "--size", "small_200") for stem in ("vit_scenes", "llama_scenes", "llava_scenes", *GROUNDED)
 )
+CHAPTERS["scenes_long"] = tuple((stem, "--size", "small_long") for stem in ("shikra_scenes", "nextchat_scenes"))
 CODECS = (("kl_emoji",), ("vqgan_emoji",), ("var_tokenizer_emoji",))
 ORDERS = ("small_random_causal", "small_raster_sets", "small_sets", "small_mar", "small_mar_raster")
 WAYS = (*ORDERS, "small_mar_causal", "small_mar_raster_causal", "small_pixels")

@@ -3,16 +3,17 @@
 tiny                seconds: does everything once, learns nothing
 paper               LLaVA-1.5-7B, stage 2: for `mmjax plan` and pods
 
-Each about 8 minutes on one CPU core, not recorded yet, after vit_scenes and llama_scenes. The two stages as they
-are published, with the tower of vit_scenes as it is:
+Each about 4 minutes on one CPU core, small_long 25, not recorded yet, after vit_scenes and llama_scenes. The two
+stages as they are published, with the tower of vit_scenes as it is:
 small_align         the projector alone, on captions, into a language model that stays as it is
 small_instruct      from there, projector and language model on all kinds of questions
 
 The adapter differs, at 64 tokens a picture, and the tower of vit_scenes is trained on, in one stage:
 small               a projector of two layers
-small_long          the same, trained twelve times as long
 small_linear        of one layer
 small_qformer       64 queries that read the patches through a Q-Former of two blocks
+small_long          of one layer, trained six times as long: what shikra_scenes, ferret_scenes and nextchat_scenes start
+                    from; small_200 with 200 concepts
 
 The eyes differ and stay as they are, from the runs of clip_emoji and dinov2_emoji, which saw one drawing at a time:
 small_clip          CLIP
@@ -48,7 +49,8 @@ from mmjax.train.task import Task, init_model
 
 ANSWERS = 40  # tokens that the assistant says in a row, at most
 KINDS = ("what", "point", "is", "count", "left", "right", "above", "below", "bigger", "behind", "caption")
-ADAPTERS = ("tiny", "small", "small_long", "small_linear", "small_qformer")  # they train the tower of vit_scenes on
+# They train the tower of vit_scenes on.
+ADAPTERS = ("tiny", "small", "small_long", "small_200", "small_linear", "small_qformer")
 
 
 class Queries(nn.Module):
@@ -126,7 +128,7 @@ def config(size: str) -> llava.LlavaConfig:
     if size in STAGES:
         return made
     if size in ADAPTERS:
-        projector = {"small_linear": llava.linear, "small_qformer": Queries}.get(size, llava.mlp)
+        projector = {"small": llava.mlp, "small_qformer": Queries}.get(size, llava.linear)
         return dataclasses.replace(made, projector=projector)
     sources, mix, length, _ = EYES[size]
     # Positions of 4 x 4 patches are resized to 8 x 8, as scenes are twice as large.
@@ -138,9 +140,11 @@ def config(size: str) -> llava.LlavaConfig:
 
 
 def small(size: str) -> Experiment:
-    steps, batch, concepts = (8, 8, 16) if size == "tiny" else (6_000 if size == "small_long" else 500, 32, 64)
-    made, of, kinds = config(size), "tiny" if size == "tiny" else "small", KINDS
-    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 500}
+    steps, batch, concepts = {
+        "tiny": (8, 8, 16), "small_long": (3_000, 32, 64), "small_200": (3_000, 32, 200),
+    }.get(size, (500, 32, 64))  # fmt: skip
+    made, of, kinds = config(size), size if size in ("tiny", "small_200") else "small", KINDS
+    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": min(steps, 1_000)}
     if size in ADAPTERS:
         beside = Beside(concepts, made.vision.width)
         task = Task(llava.Llava(made), llava.Answers(ANSWERS, beside), init=beside.started(init_model))

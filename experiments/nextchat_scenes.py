@@ -1,8 +1,9 @@
 """NExT-Chat on scenes: a place is a vector, decoded into a box and into a mask.
 
 tiny          seconds: does everything once, learns nothing
-small         about 36 minutes on one of 2 busy CPU cores: its first two stages in one, places as boxes
-small_long    as small, about 90 minutes
+small         about 11 minutes on one CPU core, after llava_scenes in its size small_long: its first two stages in one,
+              places as boxes
+small_long    the same, five times as long
 small_200     with 200 concepts
 small_masks   the third stage, from the runs of small and of sam_scenes: what SAM is asked by, and its decoder, learn to
               cut out what an answer speaks of; all else stays as it is
@@ -47,6 +48,8 @@ class Loss:
 def config(size: str) -> nextchat.NextChatConfig:
     vocab_size, image = scene_text.tokenizer().get_vocab_size(), scene_text.id_of(scene_text.IMAGE)
     made = llava.of_size("tiny" if size == "tiny" else "small", vocab_size, image)
+    made = dataclasses.replace(made, projector=llava.linear)
+    # Weights of the losses of boxes as in DETR (Carion et al. 2020, arXiv:2005.12872).
     return nextchat.NextChatConfig(**vars(made), **tokens(), l1_weight=5.0, giou_weight=2.0)
 
 
@@ -56,19 +59,18 @@ def tokens() -> dict[str, int]:
 
 def small(size: str) -> Experiment:
     steps, batch, concepts = {
-        "tiny": (8, 8, 16), "small": (2_400, 32, 64), "small_long": (6_000, 32, 64), "small_200": (2_400, 32, 200),
+        "tiny": (8, 8, 16), "small": (1_000, 32, 64), "small_long": (5_000, 32, 64), "small_200": (1_000, 32, 200),
     }[size]  # fmt: skip
     of = size.removesuffix("_long")
     made = config(size)
     cells = Beside(concepts, made.vision.width)
-    sees = Source(f"vit_scenes-{of}", "params", "params")
-    speaks = Source(f"llama_scenes-{of}", "params", "params/language")
-    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 800}
+    knows = Source(f"llava_scenes-{'small_long' if of == 'small' else of}", "params", "params")
+    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 500}
     return Experiment(
         Task(nextchat.NextChat(made), Loss(cells), init=cells.started(init_model)),
         SceneQuestions(scene_text.Embedded(), concepts, answers=ANSWERS),
         optim.Muon(2e-3, warmup=100, weight_decay=0.05, clip=1.0), steps, batch,
-        **measured(size == "tiny", located), sample=AskScenes("twemoji", located), init_from=(sees, speaks), **every,
+        **measured(size == "tiny", located), sample=AskScenes("twemoji", located), init_from=(knows,), **every,
     )  # fmt: skip
 
 

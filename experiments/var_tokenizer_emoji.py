@@ -36,7 +36,9 @@ def started(model: Tokenizer, rng: jax.Array, batch: Batch, loaded: Variables) -
     means = jax.tree.map(lambda x: x[..., : model.config.dim], kl["to_moments"])
     encoder = {"codec": kl["encoder"], "to_code": means}
     decoder = {"codec": kl["decoder"], "from_code": kl["from_latent"], "to_image": kl["to_image"]}
-    params = jax.tree.map(jnp.array, {**variables["params"], "encoder": encoder, "decoder": decoder})
+    identity = {"kernel": jnp.zeros((3, 3, model.config.dim, model.config.dim)).at[1, 1].set(jnp.eye(model.config.dim))}
+    phi = {f"phi_{k}": {**variables["params"][f"phi_{k}"], **identity} for k in range(model.config.phis)}
+    params = jax.tree.map(jnp.array, {**variables["params"], **phi, "encoder": encoder, "decoder": decoder})
     variables = {**variables, "params": params}
     codes = quantize.kmeans(left_over(model, variables), model.config.num_codes, rng)
     return {**variables, "codebook": {"quantizer": {"state": quantize.begin(codes)}}}

@@ -19,10 +19,10 @@ SPECIAL = {
     "ferret_scenes": {"region_token": scene_text.REGION},
     "nextchat_scenes": {"at_token": scene_text.AT, "box_token": "<boxes>"},
 }
-START = ("vit_scenes", "llama_scenes")
+START = ("vit_scenes", "llama_scenes", "llava_scenes")
 SIZES = {
-    "llava_scenes": ("small", "small_long", "small_linear", "small_qformer", "small_align", "small_instruct",
-                     "small_clip", "small_dino", "small_additive", "small_interleaved", "small_tuned", "paper"),
+    "llava_scenes": ("small", "small_long", "small_200", "small_linear", "small_qformer", "small_align",
+                     "small_instruct", "small_clip", "small_dino", "small_additive", "small_interleaved", "small_tuned", "paper"),
     "shikra_scenes": ("small", "small_long", "small_200", "paper"),
     "ferret_scenes": ("small", "small_plain", "small_200", "paper"),
     "nextchat_scenes": ("small", "small_long", "small_200", "small_masks", "paper"),
@@ -45,19 +45,21 @@ def trained(stem: str, folder: Path, size: str = "tiny"):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("scenes") / "runs"
-    for stem in START:
-        trained(stem, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.parent)
+        for stem in START:
+            trained(stem, folder)
     return folder
 
 
 @pytest.mark.train
 @pytest.mark.parametrize("stem", STEMS)
-def test_it_runs_from_what_sees_and_what_speaks(stem, runs, monkeypatch):
+def test_it_runs_from_what_sees_and_what_speaks(stem, runs, tmp_path, monkeypatch):
     monkeypatch.chdir(runs.parent)
     recipe = run_folder.Recipe(HOME / "experiments" / f"{stem}.py", "tiny")
     experiment = recipe.build()
     mesh = experiment.mesh.build(jax.devices()[:1])
-    outcome = loop.train(experiment, runs / f"{stem}-tiny", recipe=recipe, mesh=mesh)
+    outcome = loop.train(experiment, tmp_path / f"{stem}-tiny", recipe=recipe, mesh=mesh)
     assert outcome.state.step == 8
     assert outcome.metrics["twemoji/what/n"] == 8
     assert {"cells", "vision", "language"} <= outcome.state.variables["params"].keys()
