@@ -22,7 +22,8 @@ SPECIAL = {
 START = ("vit_scenes", "llama_scenes", "llava_scenes")
 SIZES = {
     "llava_scenes": ("small", "small_long", "small_200", "small_linear", "small_qformer", "small_align",
-                     "small_instruct", "small_clip", "small_dino", "small_additive", "small_interleaved", "small_tuned", "paper"),
+                     "small_instruct", "small_clip", "small_dino", "small_additive", "small_interleaved", "small_tuned",
+                     "paper"),
     "shikra_scenes": ("small", "small_long", "small_200", "paper"),
     "ferret_scenes": ("small", "small_plain", "small_200", "paper"),
     "nextchat_scenes": ("small", "small_long", "small_200", "small_masks", "paper"),
