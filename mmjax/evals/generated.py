@@ -16,6 +16,9 @@ B ("_a", "_b"):
                                        in twenty real drawings are to another
     train/nearest                      the median distance to a training drawing, in pixels' values of [0, 1]
 
+What went through a tokenizer that loses more than `copies` allows for is never called a copy: there, `nearest` beside
+`nearest_real` says more, and the picture of what was made beside what is nearest.
+
 No number suffices: distances do not see wrong labels or copies, accuracy does not see that all pictures are one. A
 ranking is claimed where both judges agree. The judges have seen the drawings of "train", so `_real` flatters there.
 """
@@ -36,6 +39,7 @@ from mmjax.nn.outputs import Result
 
 KINDS = ("group", "subgroup", "artist")
 REAL = "_real"  # ends the name of what real drawings score
+COPIES = 0.05  # share of real drawings that are nearer to another one than what is called a copy
 
 
 class Reference(NamedTuple):
@@ -48,7 +52,12 @@ class Reference(NamedTuple):
     concepts: tuple[np.ndarray, np.ndarray]  # [C F] of A and of B: `judges.known_concepts`
     own: bool  # whether those are made of the first part too
     train: np.ndarray  # [M 32 32 3] what a generator may have learned by heart
-    threshold: float  # nearer than this to one of them is a copy
+    others: np.ndarray  # [1000] how far some of these are from the nearest other one
+
+    @property
+    def threshold(self) -> float:
+        """Nearer than this to a training drawing is a copy."""
+        return float(np.quantile(self.others, COPIES))
 
 
 @functools.cache
@@ -69,7 +78,7 @@ def reference(split: str, count: int, judge: Both = judges.committed) -> Referen
         concepts=tuple(judges.known_concepts(one, data) if one.concepts is None else one.concepts for one in both),
         own=split in ("train", "concepts"),
         train=train,
-        threshold=generation.copy_threshold(train, some),
+        others=generation.nearest(train[some], train, own=some).distance,
     )
 
 
@@ -82,19 +91,17 @@ def measure(made: np.ndarray, against: Reference) -> dict[str, float]:
         metrics |= {f"{key}_{name}": value for key, value in apart(x, against.other[n]).items()}
         metrics |= {f"{key}_{name}": value for key, value in named(x, against, n).items()}
     metrics |= seen(made, against)
-    found = generation.nearest_or_mirrored(made, against.train)
-    copies = {"copies": np.mean(found.distance < against.threshold), "nearest": np.median(found.distance)}
-    return metrics | {name: float(x) for name, x in copies.items()}
+    return metrics | copied(generation.nearest_or_mirrored(made, against.train).distance, against)
 
 
 def measure_real(against: Reference) -> dict[str, float]:
-    """The same of the drawings that have the labels. A drawing is not named by itself, and copies are not asked for."""
+    """The same of the drawings that have the labels. A drawing is not named by itself, nor its own copy."""
     metrics: dict[str, float] = {}
     for n, name in enumerate("ab"):
         x = judges.look(against.judges[n], against.real)
         metrics |= {f"{key}_{name}": value for key, value in apart(x, against.other[n]).items()}
         metrics |= {f"{key}_{name}": value for key, value in named(x, against, n, x if against.own else None).items()}
-    return metrics | seen(against.real, against)
+    return metrics | seen(against.real, against) | copied(against.others, against)
 
 
 def apart(made: np.ndarray, real: np.ndarray) -> dict[str, float]:
@@ -109,6 +116,10 @@ def apart(made: np.ndarray, real: np.ndarray) -> dict[str, float]:
 def named(x: np.ndarray, against: Reference, which: int, own: np.ndarray | None = None) -> dict[str, float]:
     places = judges.named(x, against.asked.concept, against.concepts[which], own=own)
     return {f"name_R@{k}": float(np.mean(places <= k)) for k in (1, 10)}
+
+
+def copied(distance: np.ndarray, against: Reference) -> dict[str, float]:
+    return {"copies": float(np.mean(distance < against.threshold)), "nearest": float(np.median(distance))}
 
 
 def seen(images: np.ndarray, against: Reference) -> dict[str, float]:

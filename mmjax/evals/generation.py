@@ -162,12 +162,6 @@ def nearest(images: np.ndarray, train: np.ndarray, own: np.ndarray | None = None
     return Nearest(row, np.sqrt(squared.mean(1)) / 255)
 
 
-def copy_threshold(train: np.ndarray, rows: np.ndarray, quantile: float = 0.05) -> float:
-    """The distance that is rare between two real pictures: the quantile over `rows` of `train` of how far the nearest
-    other one is."""
-    return float(np.quantile(nearest(train[rows], train, own=rows).distance, quantile))
-
-
 def nearest_or_mirrored(images: np.ndarray, train: np.ndarray) -> Nearest:
     """`nearest`, where a picture may be mirrored: generators see both ways."""
     straight, mirrored = nearest(images, train), nearest(images[:, :, ::-1], train)

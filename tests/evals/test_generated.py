@@ -73,13 +73,16 @@ def test_what_is_known_by_heart_scores_as_real_drawings_do_and_is_all_copies():
     one = generated.Generated(by_heart, "train", COUNT, judges=tiny, batch=7)
     result = one(None, table("train"), Data(), jax.random.key(0))
     found = {name.removeprefix("train/"): value for name, value in result.metrics.items()}
-    compared = [name for name in found if f"{name}_real" in found and not name.startswith("name")]
+    itself = ("name", "copies", "nearest")  # a drawing is not its own copy, nor named by itself
+    compared = [name for name in found if f"{name}_real" in found and not name.startswith(itself)]
     assert {"frechet_a", "kernel_b", "coverage_sd_a", "recall_b", "group_accuracy", "artist_accuracy"} <= set(compared)
     for name in compared:
         assert found[name] == pytest.approx(found[f"{name}_real"], rel=1e-3, abs=1e-6), name
     assert found["copies"] == 1
     assert found["nearest"] == 0
-    assert "copies_real" not in found
+    others = generation.nearest(table("train")["images"], table("train")["images"], own=np.arange(191)).distance
+    assert found["nearest_real"] == pytest.approx(np.median(others))
+    assert found["copies_real"] == pytest.approx(0.05, abs=0.01)
     # Its own drawing is among those that make a concept, which is left out of what stands for real.
     assert found["name_R@10_a"] > found["name_R@10_a_real"]
     assert result.pictures["train generated"].dtype == np.uint8
