@@ -32,10 +32,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from einops import repeat
 
 from mmjax.data.emoji_pictures import NAME, SUBJECT, EmojiPictures
 from mmjax.evals.drawn import Ask, HeldOut
 from mmjax.evals.generated import Generated
+from mmjax.evals.never_drawn import NeverDrawn
+from mmjax.evals.progress import Progress
 from mmjax.models import autoregressive as ar
 from mmjax.models import kl, vqgan
 from mmjax.nn.embeddings import Labels
@@ -47,6 +51,7 @@ from mmjax.train import optim
 from mmjax.train.experiment import Experiment, Source
 from mmjax.train.task import Batch, Task, Variables, init_model
 
+GREY = np.uint8(200)
 SIDE, CODES, DIM = 8, 1_024, 8  # of the grids of vqgan_emoji and kl_emoji
 WAYS = {  # size -> latents or codes, how the picture is read, in which order, how many steps draw it
     "tiny": (False, ar.Causal, ar.raster, 64), "tiny_mar": (True, ar.Bidirectional, ar.shuffled, 4),
@@ -86,6 +91,14 @@ class Draw:
         how = {"steps": self.steps, "guidance": self.guidance, "sampling": self.sampling}
         return self.tokenizer.images(variables, ar.sample(model, variables, rng, label, **how))
 
+    def progress(self, model: ar.Picture, variables: dict, rng: jax.Array, label: jax.Array) -> jax.Array:
+        """[S B H W 3]: what is not drawn yet is grey."""
+        images = self(model, variables, rng, label)
+        at = ar.drawn_at(model.config, rng, len(label), self.steps)
+        square = images.shape[1] // self.tokenizer.side
+        at = repeat(at, "b (h w) -> b (h p) (w q) 1", h=self.tokenizer.side, p=square, q=square)
+        return jnp.stack([jnp.where(at <= step, images, GREY) for step in range(self.steps)])
+
 
 def tokenizer(latent: bool, tiny: bool) -> Codes | Latents:
     codec = dataclasses.replace(vqgan.small_codec(DIM if latent else 2 * DIM), **({"width": 8} if tiny else {}))
@@ -111,11 +124,17 @@ def made(size: str) -> Experiment:
     return assembled(config, tokens, data, steps, draw_steps, (Source(name, to="tokenizer"),), tiny)
 
 
+def final(draw: Draw, data: EmojiPictures, **few: int) -> tuple:
+    """A network that knows names is asked for drawings that it has not seen, of known names by known artists."""
+    if data.kinds == NAME:
+        return Generated(draw, "validation", **few), NeverDrawn(draw, **few)
+    return tuple(Generated(draw, split, **few) for split in ("train", "concepts", "twemoji"))
+
+
 def assembled(config, tokens, data, steps: int, draw_steps: int, sources: tuple, tiny: bool) -> Experiment:
     loss, draw = Tokens(tokens), Draw(tokens, draw_steps)
     few = {"count": 16, "batch": 8} if tiny else {}
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if tiny else {"eval_every": 500}
-    splits = ("train", "concepts", "twemoji") if data.kinds == SUBJECT else ("validation",)
     task = Task(
         ar.Picture(config), loss, init=optim.with_copy("ema", init=loss.started),
         after_update=optim.ema("params", "ema", 0.9 if tiny else 0.995), serve="ema",
@@ -124,7 +143,7 @@ def assembled(config, tokens, data, steps: int, draw_steps: int, sources: tuple,
         task, data,
         optim.AdamW(2e-3, warmup=100, end=0.01, weight_decay=0.03, clip=1.0), steps, 8 if tiny else 32,
         evals=(HeldOut(loss, "validation", **few),),
-        final_evals=tuple(Generated(draw, split, **few) for split in splits), sample=Ask(draw), init_from=sources,
+        final_evals=(*final(draw, data, **few), Progress(draw.progress)), sample=Ask(draw), init_from=sources,
         **every,
     )  # fmt: skip
 

@@ -27,6 +27,8 @@ import jax.numpy as jnp
 from mmjax.data.emoji_pictures import NAME, SUBJECT, EmojiPictures
 from mmjax.evals.drawn import Ask, HeldOut
 from mmjax.evals.generated import Generated
+from mmjax.evals.never_drawn import NeverDrawn
+from mmjax.evals.progress import Progress
 from mmjax.models import frequency, frequency_tokenizer
 from mmjax.models.frequency_tokenizer import TokenizerConfig
 from mmjax.nn.embeddings import Labels
@@ -64,6 +66,11 @@ class Draw:
         tokens = frequency.sample(model, variables, rng, label, guidance=self.guidance, sampling=self.sampling)
         return image_ops.to_uint8(model.apply(variables, tokens, method="pictures"), 0.5, 0.5)
 
+    def progress(self, model: frequency.Frequency, variables: dict, rng: jax.Array, label: jax.Array) -> jax.Array:
+        """[S B H W 3]: the picture after each band."""
+        tokens = frequency.sample(model, variables, rng, label, guidance=self.guidance, sampling=self.sampling)
+        return image_ops.to_uint8(frequency.progressive(model, variables, tokens), 0.5, 0.5)
+
 
 def experiment(size: str) -> Experiment:
     tokenizer, tiny, named = TOKENIZERS[size], size == "tiny", size == "names"
@@ -76,7 +83,9 @@ def experiment(size: str) -> Experiment:
     )  # fmt: skip
     draw, few = Draw(), {"count": 16, "batch": 8} if tiny else {}
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if tiny else {"eval_every": 500}
-    splits = ("validation",) if named else ("train", "concepts", "twemoji")
+    final = tuple(Generated(draw, split, **few) for split in ("train", "concepts", "twemoji"))
+    if named:  # asked for drawings that it has not seen, of known names by known artists
+        final = Generated(draw, "validation", **few), NeverDrawn(draw, **few)
     task = Task(
         frequency.Frequency(config), frequency.loss, init=optim.with_copy("ema", init=started),
         after_update=optim.ema("params", "ema", 0.9 if tiny else 0.995), serve="ema",
@@ -85,5 +94,5 @@ def experiment(size: str) -> Experiment:
         task, data, optim.AdamW(2e-3, warmup=100, end=0.01, weight_decay=0.03, clip=1.0),
         8 if tiny else 6_000 if named else 1_000, 8 if tiny else 32,
         evals=(HeldOut(frequency.loss, "validation", **few),),
-        final_evals=tuple(Generated(draw, split, **few) for split in splits), sample=Ask(draw), **every,
+        final_evals=(*final, Progress(draw.progress)), sample=Ask(draw), **every,
     )  # fmt: skip

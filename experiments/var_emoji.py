@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from mmjax.data.emoji_pictures import NAME, SUBJECT, EmojiPictures
 from mmjax.evals.drawn import Ask, HeldOut
 from mmjax.evals.generated import Generated
+from mmjax.evals.never_drawn import NeverDrawn
+from mmjax.evals.progress import Progress
 from mmjax.models import var, var_tokenizer
 from mmjax.models.var_tokenizer import Tokenizer
 from mmjax.nn.sampling import Sampling
@@ -49,6 +51,12 @@ class Draw:
         images = Tokenizer(model.config.tokenizer).apply(variables["tokenizer"], ids, method="decode")
         return image_ops.to_uint8(images, 0.5, 0.5)
 
+    def progress(self, model: var.VAR, variables: dict, rng: jax.Array, label: jax.Array) -> jax.Array:
+        """[S B H W 3]: the picture after each scale."""
+        ids = var.sample(model, variables, rng, label, guidance=self.guidance, how=self.how)
+        images = Tokenizer(model.config.tokenizer).apply(variables["tokenizer"], ids, method="progressive")
+        return image_ops.to_uint8(images, 0.5, 0.5)
+
 
 def small(size: str) -> Experiment:
     tiny, named = size == "tiny", size == "names"
@@ -67,14 +75,16 @@ def small(size: str) -> Experiment:
     return Experiment(
         task, data, optim.AdamW(2e-3, warmup=100, end=0.01, weight_decay=0.03, clip=1.0),
         8 if tiny else 6_000 if named else 1_000, 8 if tiny else 32, evals=(HeldOut(loss, "validation", **few),),
-        final_evals=tuple(Generated(draw, split, **few) for split in splits(data)), sample=Ask(draw),
+        final_evals=(*final(draw, data, **few), Progress(draw.progress)), sample=Ask(draw),
         init_from=(source,), **every,
     )  # fmt: skip
 
 
-def splits(data: EmojiPictures) -> tuple[str, ...]:
-    """What a network that knows names is asked for are drawings that it has not seen, of known names and artists."""
-    return ("validation",) if data.kinds == NAME else ("train", "concepts", "twemoji")
+def final(draw: Draw, data: EmojiPictures, **few: int) -> tuple:
+    """A network that knows names is asked for drawings that it has not seen, of known names by known artists."""
+    if data.kinds == NAME:
+        return Generated(draw, "validation", **few), NeverDrawn(draw, **few)
+    return tuple(Generated(draw, split, **few) for split in ("train", "concepts", "twemoji"))
 
 
 def paper() -> Experiment:

@@ -229,10 +229,10 @@ def _picture(path: Path) -> Any:
 
 
 def _write_pictures(folder: Path, pictures: Mapping[str, Any]) -> None:
-    from PIL import Image
+    from mmjax.ops import images as image_ops
 
     for stem, pixels in pictures.items():
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{stem}.png"
-        Image.fromarray(pixels).save(path)
+        image_ops.save_png(pixels, path)
         print(f"wrote {path}")

@@ -25,6 +25,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
@@ -350,6 +351,13 @@ def sample(
     fill = _one_by_one if c.read is Causal else _set_by_set
     tokens = fill(model, variables, jax.random.split(step_rng, steps), label, path, guidance, sampling)
     return tokens.at[rows, path].set(tokens)
+
+
+def drawn_at(c: PictureConfig, rng: jax.Array, batch_size: int, steps: int) -> jax.Array:
+    """[B N] int from 0: at which of its steps `sample` with this rng draws each token, in rows from the top left."""
+    path = c.order(jax.random.split(rng)[0], batch_size, c.tokens)
+    step = np.searchsorted(c.tokens - masked_after(c.tokens, steps), np.arange(c.tokens), side="right") - 1
+    return jnp.zeros_like(path).at[jnp.arange(batch_size)[:, None], path].set(step)
 
 
 def _one_by_one(model, variables, keys, label, path, guidance, how) -> jax.Array:

@@ -23,7 +23,7 @@ class Result(NamedTuple):
     """What an eval hands back."""
 
     metrics: Mapping[str, float]  # flat
-    pictures: Mapping[str, np.ndarray] = EMPTY  # title -> [H W 3] uint8, shown in report.html
+    pictures: Mapping[str, np.ndarray] = EMPTY  # title -> [H W 3] uint8, or [T H W 3] that moves, for report.html
 
 
 class Request(NamedTuple):
@@ -37,7 +37,7 @@ class Answer(NamedTuple):
     """What a system answers: words for the terminal and pictures for the folder."""
 
     text: str
-    pictures: Mapping[str, np.ndarray] = EMPTY  # file stem -> [H W 3] uint8
+    pictures: Mapping[str, np.ndarray] = EMPTY  # file stem -> [H W 3] uint8, or [T H W 3] that moves
 
 
 @struct.dataclass

@@ -50,6 +50,18 @@ def to_pil(image: Any) -> Any:
     return Image.fromarray(image)
 
 
+def save_png(image: np.ndarray, target: Any, milliseconds: int = 400) -> None:
+    """uint8 [H W 3] to a path or an open file; of [T H W 3], an animation of T frames that begins again for ever, whose
+    last frame stays four times as long. Programs that know no animated PNG show the first frame.
+    """
+    from PIL import Image
+
+    frames = [Image.fromarray(frame) for frame in (image if image.ndim == 4 else image[None])]
+    times = [milliseconds] * (len(frames) - 1) + [4 * milliseconds]
+    how = {"save_all": True, "append_images": frames[1:], "duration": times, "loop": 0} if len(frames) > 1 else {}
+    frames[0].save(target, "png", **how)
+
+
 def shown(image: Any) -> Any:
     """PIL image of a file -> PIL image in RGB, as a viewer shows it: upright, on white where it is transparent, grey
     three times. 16 bits of grey become 8, where Pillow's own conversion takes all above 255 for white. ValueError where

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmjax.ops import images as image_ops
 from mmjax.report import plots
 from mmjax.report.style import CSS
 
@@ -199,10 +200,8 @@ def curve(title: str, lines: list[plots.Series]) -> str:
 
 
 def png(image: np.ndarray) -> bytes:
-    from PIL import Image
-
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "png")
+    image_ops.save_png(image, buffer)
     return buffer.getvalue()
 
 

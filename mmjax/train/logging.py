@@ -198,16 +198,16 @@ class Writers:
             self.console.metrics(step, numbers, speed)
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """pictures/<step>/<title>.png, from [H W 3] uint8; "/" cannot stand in a file's name."""
+        """pictures/<step>/<title>.png, from uint8 [H W 3], or [T H W 3] that moves; no name of a file holds "/"."""
         if self.console is None or not pictures:
             return
-        from PIL import Image
+        from mmjax.ops import images as image_ops
 
         folder = self._folder / "pictures" / str(step)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for title, pixels in pictures.items():
-                Image.fromarray(pixels).save(folder / f"{title.replace('/', '-')}.png")
+                image_ops.save_png(pixels, folder / f"{title.replace('/', '-')}.png")
         except OSError as error:
             raise WriteError(f"cannot write the pictures of step {step} to {folder}: {error.strerror}") from error
 

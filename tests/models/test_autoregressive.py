@@ -185,6 +185,15 @@ def test_only_the_likeliest_are_drawn_where_few_may_be():
     assert set(np.take_along_axis(ranks, np.asarray(few)[..., None], -1).ravel().tolist()) == {0, 1}
 
 
+def test_each_token_is_drawn_once_in_sets_that_grow_as_mars():
+    config = ar.PictureConfig.tiny(HEADS["codes"], order=ar.raster)
+    np.testing.assert_array_equal(ar.drawn_at(config, jax.random.key(0), 2, N), [np.arange(N)] * 2)
+    at = np.asarray(ar.drawn_at(ar.PictureConfig.tiny(HEADS["codes"]), jax.random.key(5), 2, 4))
+    path = np.asarray(ar.shuffled(jax.random.split(jax.random.key(5))[0], 2, N))
+    np.testing.assert_array_equal(np.take_along_axis(at, path, 1), np.sort(at))
+    np.testing.assert_array_equal(np.bincount(at[0]), -np.diff(mar.masked_after(N, 4)))
+
+
 def test_a_causal_network_does_not_draw_sets():
     model, variables = made("codes", ar.Causal)
     with pytest.raises(ValueError, match="one token at a time, so steps must be 9, got 4"):

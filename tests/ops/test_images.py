@@ -178,3 +178,18 @@ def test_pixels_without_a_range_are_refused(dtype, named, tmp_path):
 def test_what_is_not_rgb_with_channels_last_is_refused(shape, dtype):
     with pytest.raises(ValueError, match=r"RGB with channels last, .* got \[1, .*repeat grey.*RGBA on a background"):
         images.to_float(np.zeros(shape, dtype), 0.5, 0.5)
+
+
+def test_pictures_are_saved_and_several_become_an_animation(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3)).astype(np.uint8)
+    images.save_png(frames[0], tmp_path / "still.png")
+    still = Image.open(tmp_path / "still.png")
+    np.testing.assert_array_equal(still, frames[0])
+    assert getattr(still, "n_frames", 1) == 1
+    images.save_png(frames, tmp_path / "moving.png")
+    moving = Image.open(tmp_path / "moving.png")
+    assert moving.n_frames == 3
+    for n, frame in enumerate(frames):
+        moving.seek(n)
+        np.testing.assert_array_equal(moving.convert("RGB"), frame)
+    assert moving.info["duration"] == 1_600
