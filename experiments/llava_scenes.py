@@ -2,6 +2,8 @@
 
 tiny                seconds: does everything once, learns nothing
 paper               LLaVA-1.5-7B, stage 2: for `mmjax plan` and pods
+paper_align         its stage 1: the projector alone, on captions
+paper_lora          its stage 2 by LoRA, without dropout of the products' inputs
 
 Each about 4 minutes on one CPU core, small_long 25, not recorded yet, after vit_scenes and llama_scenes. The two
 stages as they are published, with the tower of vit_scenes as it is:
@@ -38,6 +40,7 @@ from mmjax.data import scene_text
 from mmjax.data.scene_questions import COMPOSER, SceneQuestions
 from mmjax.evals.scene_answers import AskScenes, measured
 from mmjax.models import clip, dinov2, features, llava, qformer, vit
+from mmjax.nn import lora
 from mmjax.nn.cells import Beside
 from mmjax.nn.linear import Linear
 from mmjax.nn.stack import Compute
@@ -167,25 +170,38 @@ def small(size: str) -> Experiment:
     )  # fmt: skip
 
 
-def paper() -> Experiment:
+PAPER = {  # size -> what is trained, its rates, what is asked, steps and pictures: one epoch of 558k or 665k
+    "paper": (llava.INSTRUCT, optim.AdamW(2e-5, warmup=156, clip=1.0), KINDS, 5_197, 128),
+    "paper_align": (llava.ALIGN, optim.AdamW(1e-3, warmup=65, clip=1.0), ("caption",), 2_180, 256),
+    "paper_lora": (
+        rf"^projector/|{lora.TRAINABLE}",
+        optim.Partitioned(
+            {f"^{part}/": optim.AdamW(rate, warmup=156) for part, rate in (("projector", 2e-5), ("language", 2e-4))}
+        ),
+        KINDS, 5_197, 128,
+    ),
+}  # fmt: skip
+
+
+def paper(size: str) -> Experiment:
+    trainable, adamw, kinds, steps, batch = PAPER[size]
     made, composer = llava.llava_1_5_7b(), dataclasses.replace(COMPOSER, size=336, objects=(1, 6))
     compute = Compute(jnp.bfloat16, remat="full")
     # Rows are written in the vocabulary of scenes, whose id of a picture is another than LLaVA's.
     made = dataclasses.replace(llava.computed(made, compute), image_token=scene_text.id_of(scene_text.IMAGE))
-    data = SceneQuestions(vocabulary=600, composer=composer, image_tokens=576, length=512, answers=256, cells=24)
-    adamw = optim.AdamW(2e-5, warmup=156, clip=1.0)  # one epoch of 665k conversations, 3 % of it warm-up
-    return Experiment(
-        Task(llava.Llava(made), llava.loss, trainable=llava.INSTRUCT),
-        data,
-        adamw,
-        5_197,
-        128,
-        mesh=MeshShape(fsdp=128, tensor=2),  # a row for each two chips
-        sample=AskScenes("twemoji"),
-    )
+    data = SceneQuestions(
+        vocabulary=600, composer=composer, image_tokens=576, kinds=kinds, length=512, answers=256, cells=24
+    )  # fmt: skip
+    model, started = llava.Llava(made), init_model
+    if size == "paper_lora":
+        model = lora.LoRA(model, llava.LORA, rank=128, alpha=256.0)
+        started = model.started(init_model)
+    mesh = MeshShape(fsdp=128, tensor=2)  # a row for each two chips
+    task = Task(model, llava.loss, trainable=trainable, init=started)
+    return Experiment(task, data, adamw, steps, batch, mesh=mesh, sample=AskScenes("twemoji"))
 
 
 def experiment(size: str) -> Experiment:
-    if size not in ("paper", *ADAPTERS, *STAGES, *EYES):
+    if size not in (*PAPER, *ADAPTERS, *STAGES, *EYES):
         raise KeyError(size)
-    return paper() if size == "paper" else small(size)
+    return paper(size) if size in PAPER else small(size)

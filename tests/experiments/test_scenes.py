@@ -23,7 +23,7 @@ START = ("vit_scenes", "llama_scenes", "llava_scenes")
 SIZES = {
     "llava_scenes": ("small", "small_long", "small_200", "small_linear", "small_qformer", "small_align",
                      "small_instruct", "small_clip", "small_dino", "small_additive", "small_interleaved", "small_tuned",
-                     "paper"),
+                     "paper", "paper_align", "paper_lora"),
     "shikra_scenes": ("small", "small_long", "small_200", "paper"),
     "ferret_scenes": ("small", "small_plain", "small_200", "paper"),
     "nextchat_scenes": ("small", "small_long", "small_200", "small_masks", "paper"),
@@ -128,6 +128,21 @@ def test_llavas_stages_train_what_was_published_one_after_the_other():
         assert found["params"].keys() == params.keys() - ({"projector"} if size == "small_align" else set())
     assert overrides.load_experiment(folder / "llava_scenes.py", "small_align").data.kinds == ("caption",)
     assert experiment.data.kinds == overrides.load_experiment(folder / "llava_scenes.py", "small").data.kinds
+
+
+@pytest.mark.parametrize("size", ["paper_align", "paper_lora"])
+def test_llavas_published_recipes_train_the_projector_and_at_most_products(size):
+    experiment = overrides.load_experiment(Path("experiments") / "llava_scenes.py", size)
+    trained = trees.leaves(trees.select(step.first_variables(experiment)["params"], experiment.task.trainable))
+    products = {path for path in trained if not path.startswith("projector/")}
+    assert len(trained) - len(products) == 4  # two layers
+    if size == "paper_align":
+        assert not products
+        assert (experiment.optimizer.peak, experiment.batch_size) == (1e-3, 256)
+    else:
+        assert len(products) == 2 * 7  # query, key, value, out, gate, up, down
+        assert all(path.startswith("language/layers/") for path in products)
+        assert {x.shape[-1] for path, x in trained.items() if path.endswith("lora_a")} == {128}
 
 
 @pytest.mark.parametrize("stem", STEMS)
