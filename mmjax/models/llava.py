@@ -184,6 +184,18 @@ def computed(config: LlavaConfig, compute: Compute) -> LlavaConfig:
     return dataclasses.replace(config, compute=compute, language=language)
 
 
+def check_places(at: jax.Array, count: int) -> None:
+    """ValueError where a row [B T] has more places than the images of a row have tokens. Fewer are fine: a batch of
+    mixed counts holds images that nobody looks at (`by_row`)."""
+    found = np.asarray(at).sum(1)
+    if found.max(initial=0) > count:
+        row = int(found.argmax())
+        raise ValueError(
+            f"row {row} of input_ids has {found[row]} places for tokens of images, but its images have {count}; give "
+            "each row the images that its text speaks of"
+        )
+
+
 def put(embeds: jax.Array, at: jax.Array, values: jax.Array) -> jax.Array:
     """embeds [B T W], at [B T] bool, values [B K W] -> [B T W]: in each row, the k-th True takes the k-th value.
 
@@ -315,8 +327,10 @@ class Llava(nn.Module):
             )
         if tokens.shape[0] % rows:
             raise ValueError(f"each row has as many images, got {rows} rows and {tokens.shape[0]} images; see `by_row`")
-        values = rearrange(tokens, "(b m) n w -> b (m n) w", b=rows)
-        return partial(put, at=input_ids == self.config.image_token, values=values)
+        values, at = rearrange(tokens, "(b m) n w -> b (m n) w", b=rows), input_ids == self.config.image_token
+        if not isinstance(at, jax.core.Tracer):  # under jit nobody can say; what makes batches has to (`expand`)
+            check_places(at, values.shape[1])
+        return partial(put, at=at, values=values)
 
     @nn.nowrap
     def init_cache(self, batch_size: int, length: int) -> KVCache:

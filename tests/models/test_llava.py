@@ -249,6 +249,13 @@ def test_pictures_and_places_that_do_not_match_are_refused(ids, images, message)
         llava.by_row(llava.LlavaConfig.tiny(), np.array(ids), pictures(images))
 
 
+def test_more_places_than_images_are_refused_where_numbers_are_known(tiny):
+    model, variables = tiny[:2]
+    ids = np.full((2, 2 * model.config.tokens_per_image), model.config.image_token)
+    with pytest.raises(ValueError, match="row 0 of input_ids has 8 places for tokens of images, but its images have 4"):
+        model.apply(variables, ids, pictures(2))
+
+
 def test_wrong_configs_and_shapes_are_refused(tiny):
     model, variables = tiny
     with pytest.raises(ValueError, match="image_token must be an id of the vocabulary, 0 to 63, got -200"):
