@@ -21,7 +21,8 @@ names_mar  small_mar's way, told the same
 
 paper      the figure's network at 256 pixels, codes: for `mmjax plan` and pods
 
-All are told subject and artist in each block (`modulated`) and have about as many parameters. Numbers compare what is
+All are told subject and artist in each block (`modulated`), have about as many parameters and cost about as many
+operations to train, also beside var_emoji, mar_emoji and frequency_emoji. Numbers compare what is
 drawn with drawings of the same labels; Frechet distances of few pictures see whether colours and outlines are those of
 a class, and little of whether a picture is good: look at the sheets.
 """
@@ -113,13 +114,14 @@ def made(size: str) -> Experiment:
     latent, read, order, draw_steps = WAYS[size]
     data, tokens = EmojiPictures(kinds), tokenizer(latent, tiny)
     width, depth = (16, 2) if tiny else (160, 5) if size.startswith("names") else (128, 4)
-    head = partial(ar.Latents, DIM, head_width=width, head_depth=3, noise_steps=4 if tiny else 25)
+    head = partial(ar.Latents, DIM, head_width=width * 7 // 8, head_depth=3, noise_steps=4 if tiny else 25)
     head = head if latent else partial(ar.Codes, 64 if tiny else CODES)
     config = ar.PictureConfig(
         head, read, order, SIDE**2, width, depth, width // 32 or 1, 4 * width, partial(Labels, data.counts),
         modulated=True,
     )  # fmt: skip
-    steps = 8 if tiny else 9_000 if size.startswith("names") else 1_500
+    steps = 1_025 if latent else 1_800 if read is ar.Causal else 1_780  # all cost as many operations
+    steps = 8 if tiny else 5 * steps if size.startswith("names") else steps
     name = ("kl_emoji" if latent else "vqgan_emoji") + ("-tiny" if tiny else "-small")
     return assembled(config, tokens, data, steps, draw_steps, (Source(name, to="tokenizer"),), tiny)
 
@@ -154,7 +156,7 @@ def pixels() -> Experiment:
         partial(ar.Codes, colours.num_codes), ar.Causal, ar.raster, 256, 128, 4, 4, 512, partial(Labels, data.counts),
         modulated=True,
     )  # fmt: skip
-    return assembled(config, colours, data, 400, 256, (), False)
+    return assembled(config, colours, data, 470, 256, (), False)
 
 
 def paper() -> Experiment:

@@ -76,11 +76,15 @@ def experiment(size: str) -> Experiment:
     tokenizer, tiny, named = TOKENIZERS[size], size == "tiny", size == "names"
     data = EmojiPictures(NAME if named else SUBJECT)
     width, depth = (16, 2) if tiny else (160, 5) if named else (128, 4)
-    values = partial(frequency.Denoised, head_width=width, noise_steps=25)
+    values = partial(frequency.Denoised, head_width=width * 5 // 8, noise_steps=25)
+    # So wide that all have about as many parameters as the codes of autoregressive_emoji.
+    hidden = width * 17 // 4 if size in ("small_cosines", "small_raster") else width * 3 // 2
     head = values if "values" in size else frequency.Scalars
     config = frequency.FrequencyConfig(
-        tokenizer, head, width, depth, width // 32 or 1, 4 * width, partial(Labels, data.counts), modulated=True
+        tokenizer, head, width, depth, width // 32 or 1, hidden, partial(Labels, data.counts), modulated=True
     )  # fmt: skip
+    # So many that all cost as many operations to train as autoregressive_emoji does.
+    steps = 890 if "values" in size else 905 if size in ("small_cosines", "small_raster") else 1_280
     draw, few = Draw(), {"count": 16, "batch": 8} if tiny else {}
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if tiny else {"eval_every": 500}
     final = tuple(Generated(draw, split, **few) for split in ("train", "concepts", "twemoji"))
@@ -92,7 +96,7 @@ def experiment(size: str) -> Experiment:
     )  # fmt: skip
     return Experiment(
         task, data, optim.AdamW(2e-3, warmup=100, end=0.01, weight_decay=0.03, clip=1.0),
-        8 if tiny else 6_000 if named else 1_000, 8 if tiny else 32,
+        8 if tiny else 5 * steps if named else steps, 8 if tiny else 32,
         evals=(HeldOut(frequency.loss, "validation", **few),),
         final_evals=(*final, Progress(draw.progress)), sample=Ask(draw), **every,
     )  # fmt: skip

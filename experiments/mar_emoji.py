@@ -53,10 +53,10 @@ class Through:
 
 def small(size: str) -> Experiment:
     tiny, data = size == "tiny", EmojiPictures()
-    steps, batch, width = {"tiny": (8, 8, 16), "small": (1_200, 32, 128)}[size]
+    steps, batch, width = {"tiny": (8, 8, 16), "small": (880, 32, 128)}[size]
     codec = dataclasses.replace(vqgan.small_codec(8), **({"width": 8} if tiny else {}))
     config = mar.MARConfig(
-        8, 8, 1, width, 1 if tiny else 3, width // 32 or 1, 4 * width, 8, width, 3, data.counts, dropout=0.0,
+        8, 8, 1, width, 1 if tiny else 3, width // 32 or 1, 7 * width // 2, 8, width, 3, data.counts, dropout=0.0,
     )  # fmt: skip
     how = mar.Drawing(4 if tiny else 16, guidance=3.0, noise_steps=4 if tiny else 25)
     through = Through(Latents(kl.AutoencoderKL(kl.KLConfig(codec, scale=1.0, adversary=None)), 8), how)

@@ -63,7 +63,7 @@ def small(size: str) -> Experiment:
     data, tokenizer = EmojiPictures(NAME if named else SUBJECT), var_tokenizer.small(tiny)
     width, depth = (16, 2) if tiny else (160, 5) if named else (128, 4)
     config = var.VARConfig(
-        tokenizer, width, depth, width // 32 or 1, 4 * width, data.counts, drop_path=0.0, gate_init=1e-3
+        tokenizer, width, depth, width // 32 or 1, 19 * width // 4, data.counts, drop_path=0.0, gate_init=1e-3
     )  # fmt: skip
     draw, few = Draw(), {"count": 16, "batch": 8} if tiny else {}
     source = Source("var_tokenizer_emoji-tiny" if tiny else "var_tokenizer_emoji-small", to="tokenizer")
@@ -74,7 +74,7 @@ def small(size: str) -> Experiment:
     )  # fmt: skip
     return Experiment(
         task, data, optim.AdamW(2e-3, warmup=100, end=0.01, weight_decay=0.03, clip=1.0),
-        8 if tiny else 6_000 if named else 1_000, 8 if tiny else 32, evals=(HeldOut(loss, "validation", **few),),
+        8 if tiny else 4_150 if named else 830, 8 if tiny else 32, evals=(HeldOut(loss, "validation", **few),),
         final_evals=(*final(draw, data, **few), Progress(draw.progress)), sample=Ask(draw),
         init_from=(source,), **every,
     )  # fmt: skip

@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from mmjax.data import pipeline
 from mmjax.models import autoregressive as ar
 from mmjax.models import mar
 from mmjax.nn.outputs import Request
-from mmjax.train import loop, overrides, run_folder
+from mmjax.parallel import flops
+from mmjax.train import loop, overrides, run_folder, sources, step
 
 HOME = Path(__file__).parents[2]
 CODECS = ("kl_emoji", "vqgan_emoji", "var_tokenizer_emoji")
@@ -113,7 +115,35 @@ def test_the_ways_differ_in_one_thing_each():
         draw = experiment.final_evals[0].draw
         assert draw.steps == (64 if config.read is ar.Causal else 16)
     assert len(ways) == 8
-    assert max(counts) < 1.1 * min(counts)
+    assert max(counts) < 1.03 * min(counts)
+
+
+@pytest.mark.slow
+def test_all_cost_as_many_operations_to_train_and_have_as_many_parameters():
+    runs = {
+        "autoregressive_emoji": ("small", "small_sets", "small_mar", "small_mar_raster_causal"),
+        "var_emoji": ("small",), "mar_emoji": ("small",),
+        "frequency_emoji": ("small", "small_reversed", "small_values", "small_cosines"),
+    }  # fmt: skip
+    costs, counts = {}, {}
+    for stem, sizes in runs.items():
+        for size in sizes:
+            experiment = load(stem, size)
+            variables = step.first_variables(
+                experiment, sources.shapes(experiment.init_from, size, HOME / "experiments")
+            )
+
+            def loss(params, variables, batch, experiment=experiment):
+                return experiment.task.loss(
+                    experiment.task.model, {**variables, "params": params}, batch, jax.random.key(0), 0
+                )[0]
+
+            batch = pipeline.spec(experiment.data, experiment.batch_size)
+            traced = jax.jit(jax.grad(loss)).trace(variables["params"], variables, batch)
+            costs[stem, size] = flops.count(traced.jaxpr) * experiment.steps
+            counts[stem, size] = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    assert max(costs.values()) < 1.02 * min(costs.values())
+    assert max(counts.values()) < 1.05 * min(counts.values())
 
 
 def test_published_recipes():
