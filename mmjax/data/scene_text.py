@@ -50,9 +50,9 @@ class Numbers:
 
     def write(self, turn: scene_turns.Turn, things: Sequence[scene_turns.Thing]) -> Written:
         boxes, points = _groups(turn, things)
-        asked = turn.question.count(coordinates.BOXES)
-        question = coordinates.fill(turn.question, boxes[:asked], points, form=self.form)
-        return Written(question, coordinates.fill(turn.answer, boxes[asked:], form=self.form))
+        asked, aimed = (turn.question.count(mark) for mark in (coordinates.BOXES, coordinates.POINTS))
+        question = coordinates.fill(turn.question, boxes[:asked], points[:aimed], form=self.form)
+        return Written(question, coordinates.fill(turn.answer, boxes[asked:], points[aimed:], form=self.form))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,10 +4,11 @@
 
 Kinds and where their form comes from: `what` and `point` ask for what is at a place (Chen et al. 2023, section 5,
 arXiv:2306.15195: REG, PointQA), `where` and `which` for the place of a name or of a relation that makes it unique
-(REC), `is` as POPE does (Li et al. 2023, arXiv:2305.10355), `count`, `left` ... `behind` and `bigger` as CLEVR does
-(Johnson et al. 2017, arXiv:1612.06890), `caption` and `spotting` describe all things from left to right, without places
-and with (Shikra's spotting captions), `chain` counts aloud and `chain_left` looks up both places first (Shikra's
-grounded chain of thought), and `dialogue` goes on asking about its first answer. All templates are our own words.
+(REC), `spot` for a point on it (PointQA the other way round), `is` as POPE does (Li et al. 2023, arXiv:2305.10355),
+`count`, `left` ... `behind` and `bigger` as CLEVR does (Johnson et al. 2017, arXiv:1612.06890), `caption` and
+`spotting` describe all things from left to right, without places and with (Shikra's spotting captions), `chain` counts
+aloud and `chain_left` looks up both places first (Shikra's grounded chain of thought), and `dialogue` goes on asking
+about its first answer. All templates are our own words.
 
 A question is asked only where the scene has one answer to it: relations need a clear margin, names that occur twice are
 named in no question but `count`'s and `which`'s, and what is hidden to a large part is not asked about.
@@ -67,6 +68,7 @@ Ask = Callable[[Sequence[Thing], Sequence[str], np.random.Generator], Conversati
 WHAT = ("what is at <boxes>?", "name the thing in <boxes>.", "<boxes> holds what?")
 POINT = ("what is at <points>?", "name the thing at <points>.")
 WHERE = ("where is the {}?", "find the {}.", "show me the {}.")
+SPOT = ("point at the {}.", "touch the {}.")
 WHICH = ("where is the {} {} the {}?", "find the {} {} the {}.")
 IS = ("is the {} there?", "can you see the {}?", "is the {} in the picture?")
 COUNT = ("how many things are there?", "count the things.")
@@ -130,6 +132,12 @@ def where(things, names, rng):
     if i is None:
         return None
     return (Turn("where", _one(WHERE, rng).format(things[i].name), "<boxes>", boxes=((i,),)),)
+
+
+def spot(things, names, rng):
+    """As where, answered by a point."""
+    i = _pick(_clear(things), rng)
+    return None if i is None else (Turn("spot", _one(SPOT, rng).format(things[i].name), "<points>", points=((i,),)),)
 
 
 def which(things, names, rng):
@@ -280,14 +288,14 @@ def dialogue(things, names, rng):
 KINDS: Mapping[str, Ask] = {
     "what": what, "point": point, "where": where, "which": which, "is": presence, "count": count,
     **{relation: side(relation) for relation in SIDES}, "bigger": bigger, "behind": behind, "caption": caption,
-    "spotting": spotting, "chain": chain, "chain_left": chain_left, "dialogue": dialogue,
+    "spotting": spotting, "chain": chain, "chain_left": chain_left, "dialogue": dialogue, "spot": spot,
 }  # fmt: skip
 # What experiments ask: kind -> how often, beside the others. To find what a name means is the last that is learned, and
 # yes or no teaches it at the price of one token: asked four times less often, it stays a guess for 3,200 steps.
 MIX = {
     "what": 1.0, "point": 0.5, "where": 4.0, "which": 1.0, "is": 8.0, "count": 1.0, "left": 1.5, "right": 1.0,
     "above": 1.0, "below": 1.0, "bigger": 0.7, "behind": 0.5, "caption": 0.7, "spotting": 0.5, "chain": 0.2,
-    "chain_left": 0.2, "dialogue": 0.3,
+    "chain_left": 0.2, "dialogue": 0.3, "spot": 2.0,
 }  # fmt: skip
 
 

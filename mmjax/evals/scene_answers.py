@@ -6,6 +6,7 @@ Metrics of a split "twemoji", for each kind of question:
     twemoji/where, which     share of boxes that overlap the true one by more than half; with /iou the mean overlap, and
                              with /failed the answers that hold not exactly one box; of a model that cuts out, with
                              /mask_iou the mean overlap of masks, and with /filled_iou that of its boxes, filled
+    twemoji/spot             share of points that lie on what was asked for, to the pixel
     twemoji/spotting         captions in which every name and every box is right; with /recall the share of boxes
     twemoji/caption/chrf     Popovic 2015 (evals.translation)
     .../majority             what the commonest answer scores; of boxes, the box of mean size in the middle
@@ -202,6 +203,12 @@ def scored(data, kind, examples, conversations, replies) -> tuple[np.ndarray, di
             for reply, want in zip(replies, wanted, strict=True)
         ]
         return np.array(named) & np.array(all_boxes), more
+    if kind == "spot":
+        groups = [data.form.form.read_points(reply.text) for reply in replies]
+        points = [group[0][0] if len(group) == len(group[0]) == 1 else None for group in (g or [[]] for g in groups)]
+        shapes = [example.masks[turn.points[-1][0]] for example, turn in zip(examples, turns, strict=True)]
+        each = [grounding.pointing([one], [shape]) for one, shape in zip(points, shapes, strict=True)]
+        return np.array([one["accuracy"] == 1 for one in each]), {"/failed": np.mean([one["failed"] for one in each])}
     right = np.array([reply.text == turn.answer for reply, turn in zip(replies, turns, strict=True)])
     if kind == "is":
         said = [reply.text if reply.text in ("yes", "no") else None for reply in replies]
@@ -233,6 +240,8 @@ def names_of(text: str) -> list[str]:
 def majority(data, kind, examples, conversations) -> float:
     """What the commonest answer of training scores here."""
     common = commonest(data).get(kind, "")
+    if kind == "spot":
+        common = data.form.form.write(((0.5, 0.5),))  # the middle
     reply = Reply("", [common]) if kind in BOXED else Reply(common, [])
     return float(scored(data, kind, examples, conversations, [reply] * len(examples))[0].mean())
 

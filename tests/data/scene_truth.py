@@ -82,6 +82,8 @@ def answers(question: str, things: Sequence[Seen]) -> list[str]:
         return [f"#{i}" for a in called(match[3]) for i in beyond(match[2], a) if i in called(match[1])]
     if match := re.fullmatch(r"(?:where is|find|show me) the (.+)[.?]", question):
         return [f"#{i}" for i in called(match[1])]
+    if match := re.fullmatch(r"(?:point at|touch) the (.+)\.", question):
+        return [f"@{i}" for i in called(match[1])]
     if match := re.fullmatch(r"(?:is|can you see) the (.+?)(?: there| in the picture)?\?", question):
         return ["yes" if called(match[1]) else "no"]
     if question in ("how many things are there?", "count the things."):

@@ -19,7 +19,7 @@ NAMES = ("fox", "cat", "dog", "bus")
 
 @pytest.fixture(scope="module")
 def examples():
-    data = scene_questions.SceneQuestions()
+    data = scene_questions.SceneQuestions(kinds=tuple(scene_turns.MIX))
     return {split: data.examples(split, SCENES) for split in scene_questions.SPLITS}
 
 

@@ -200,3 +200,24 @@ def test_who_sees_nothing_is_shown_nothing():
         asked(("is the key there?",), blind)
     given, _ = asked(("is the key there?",), blind, images=())
     assert (given["examples"][0].image == 255).all()
+
+
+def test_a_point_must_lie_on_what_was_asked_for():
+    data = SceneQuestions(kinds=("spot",))
+    asked = [(e, c) for e in data.examples("validation", 6, ("spot",)) for c in e.conversations][:3]
+    examples, conversations = zip(*asked, strict=True)
+    (example, conversation), *_ = asked
+    written = data.form.write(conversation[-1], example.things)
+    assert written.answer.startswith("[")
+    outside = np.argwhere(~example.masks[conversation[-1].points[-1][0]])[0] / example.image.shape[0]
+    texts = [written.answer, "[0.1,0.2,0.3,0.4]", "there"]
+    replies = [scene_answers.Reply(text, []) for text in texts]
+    right, more = scene_answers.scored(data, "spot", examples, conversations, replies)
+    np.testing.assert_array_equal(right, [True, False, False])
+    assert more["/failed"] == pytest.approx(2 / 3)
+    wrong = data.form.form.write(((outside[1] + 0.001, outside[0] + 0.001),))
+    right, _ = scene_answers.scored(
+        data, "spot", examples[:1], conversations[:1], [scene_answers.Reply(wrong, [])]
+    )  # fmt: skip
+    assert not right[0]
+    assert 0 <= scene_answers.majority(data, "spot", examples, conversations) < 1
