@@ -16,6 +16,8 @@
     scenes_long  longer runs of shikra_scenes and nextchat_scenes, after the chapter scenes
     pictures     the codecs kl_emoji, vqgan_emoji, var_tokenizer_emoji, then what draws through them and frequencies:
                  autoregressive_emoji in all its ways, var_emoji, mar_emoji, frequency_emoji; some with three seeds
+    seed         dinov2_emoji, clip_emoji, kl_emoji, then SEED: seed_emoji in its two stages, seed_decoder_emoji and
+                 seed_words_emoji
     names        longer runs that draw pairs of name and artist that were never seen, after the codecs of pictures
     minilm       bert_names and bert_tags from the weights in weights/minilm (see bert_names)
 
@@ -105,6 +107,10 @@ CHAPTERS["pictures"] = (
     *(("frequency_emoji", "--size", size) for size in FREQUENCIES),
     *(again(stem, size, seed) for seed in (1, 2) for stem, size in THRICE),
 )
+CHAPTERS["seed"] = (
+    ("dinov2_emoji",), ("clip_emoji",), ("kl_emoji",), ("seed_emoji", "--size", "small_align"), ("seed_emoji",),
+    ("seed_decoder_emoji",), ("seed_words_emoji",),
+)  # fmt: skip
 CHAPTERS["names"] = (
     ("autoregressive_emoji", "--size", "names"), ("autoregressive_emoji", "--size", "names_mar"),
     ("var_emoji", "--size", "names"), ("frequency_emoji", "--size", "names"),

@@ -37,6 +37,12 @@ def _enlarged(images: np.ndarray, size: int) -> np.ndarray:
     return images if times == 1 else images.repeat(times, axis=1).repeat(times, axis=2)
 
 
+@functools.cache
+def names(length: int) -> dict[str, np.ndarray]:
+    """All concepts' names as rows of the emoji vocabulary: input_ids int32 and attention_mask bool [C length]."""
+    return emoji.tokenizer().rows(emoji.pack().names, length)
+
+
 @dataclasses.dataclass(frozen=True)
 class EmojiPictures:
     kinds: tuple[str, ...] = SUBJECT  # of labels, fields of emoji_drawings.Labels

@@ -28,7 +28,7 @@ from mmjax.nn.attention import Attention
 from mmjax.nn.blocks import PreNormBlock
 from mmjax.nn.embeddings import Embed
 from mmjax.nn.linear import Linear, torch_linear
-from mmjax.nn.mlp import MLP, quick_gelu
+from mmjax.nn.mlp import MLP, gelu, quick_gelu
 from mmjax.nn.norms import LayerNorm
 from mmjax.nn.outputs import Aux
 from mmjax.nn.stack import Compute, Stack
@@ -101,6 +101,13 @@ def vit_l14() -> CLIPConfig:
 
 def vit_l14_336() -> CLIPConfig:
     return _published(336, 14, width=1024, depth=24, text_width=768)
+
+
+def vit_h14() -> CLIPConfig:
+    """LAION's, with GELU and heads of 80: Cherti et al. 2023, arXiv:2212.07143; open_clip's ViT-H-14."""
+    c = _published(224, 14, width=1280, depth=32, text_width=1024)
+    vision = dataclasses.replace(c.vision, num_heads=16, activation=gelu)
+    return dataclasses.replace(c, vision=vision, text=dataclasses.replace(c.text, depth=24, activation=gelu))
 
 
 def small(vocab_size: int, length: int, image_size: int = 32) -> CLIPConfig:

@@ -127,6 +127,14 @@ def dit_xl(patch_size: int = 2) -> DiTConfig:  # table 1
     return DiTConfig(patch_size=patch_size)
 
 
+def small(size: tuple[int, int], channels: int, tiny: bool = False) -> DiTConfig:
+    """A flow behind vectors of another network, on latents a place at a time: 1.5 M parameters, or few."""
+    width, depth = (16, 2) if tiny else (128, 4)
+    return DiTConfig(
+        size, channels, 1, width, depth, width // 32 or 1, 4 * width, Signal, learn_variance=False, times=middle_times
+    )  # fmt: skip
+
+
 # --- the paper's maths
 
 

@@ -44,7 +44,7 @@ from mmjax.nn.linear import Linear, torch_linear
 from mmjax.nn.mlp import MLP, gelu
 from mmjax.nn.norms import LayerNorm
 from mmjax.nn.outputs import Aux
-from mmjax.nn.quantizers import Codebook, Quantized
+from mmjax.nn.quantizers import Codebook, MovingCodebook, Quantized
 from mmjax.nn.stack import Compute, Stack
 from mmjax.ops import images as image_ops
 from mmjax.ops import masks
@@ -156,6 +156,30 @@ def seed_tokenizer() -> SeedConfig:
     """Ge et al. 2023b, section 3.1: EVA's ViT-g, BLIP-2's Q-Former, and vectors of the CLIP ViT-H/14 of LAION."""
     c = qformer.vit_g()
     return SeedConfig(c.vision, c.qformer)
+
+
+def small_judge(vocab_size: int, tiny: bool = False) -> clip.CLIP:
+    """The target of `small_tokenizer`: a CLIP of 1 M parameters, or less."""
+    c = clip.CLIPConfig.tiny() if tiny else clip.small(vocab_size, length=16)
+    return clip.CLIP(
+        dataclasses.replace(
+            c, text=dataclasses.replace(c.text, vocab_size=vocab_size), compute=Compute(unroll=not tiny)
+        )
+    )
+
+
+def small(vision: vit.ViTConfig, vocab_size: int, length: int, queries: int = 16) -> RetrievalConfig:
+    """Stage 1, not published: learns names of small pictures in minutes on a CPU, behind any ViT."""
+    sizes = {"width": 96, "depth": 2, "num_heads": 3, "hidden": 192, "dropout": 0.0, "compute": Compute(unroll=True)}
+    return RetrievalConfig(vision, QFormerConfig(queries, vision.width, vocab_size, length, **sizes), embed_dim=96)
+
+
+def small_tokenizer(stage1: RetrievalConfig, target: clip.CLIP, codes: int = 512) -> SeedConfig:
+    """Stage 2 on `small`: pictures become as many ids as it has queries."""
+    return SeedConfig(
+        stage1.vision, stage1.qformer, partial(clip_target, target), MovingCodebook(codes, 16, threshold=0.03), depth=1,
+        image_dim=target.config.embed_dim, image_head=partial(Down, sizes=(64, 32, 16)), compute=stage1.compute,
+    )  # fmt: skip
 
 
 # --- stage 1
