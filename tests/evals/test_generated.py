@@ -69,6 +69,7 @@ def table(split):
     return {"row": row, "images": images}
 
 
+@pytest.mark.slow
 def test_what_is_known_by_heart_scores_as_real_drawings_do_and_is_all_copies():
     one = generated.Generated(by_heart, "train", COUNT, judges=tiny, batch=7)
     result = one(None, table("train"), Data(), jax.random.key(0))

@@ -115,6 +115,7 @@ def few_drawings(monkeypatch):
     emoji_drawings.drawings.cache_clear()
 
 
+@pytest.mark.slow
 def test_evals_and_answers_of_a_judge(class_judge, twin_judge, few_drawings):
     data, key = emoji_drawings.Labeled(), jax.random.key(0)
     metrics = judges.Opinions("validation")(*class_judge[:2], data, key).metrics

@@ -30,7 +30,7 @@ def test_the_copy_is_another_artists_drawing_of_the_same():
     assert np.all(trained.artist[rows[known]] != labels.artist[known])
 
 
-@pytest.mark.parametrize("perfect", [True, False])
+@pytest.mark.parametrize("perfect", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_what_is_drawn_right_is_closer_to_the_truth_than_a_copy_is(perfect):
     images, labels = DATA.drawings("validation")
     table = np.zeros((1_555, 7, 32, 32, 3), np.uint8)

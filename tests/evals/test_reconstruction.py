@@ -65,6 +65,7 @@ def halved(model, variables, images):  # the lowest bit lost; codes of the upper
     return images // 2 * 2, images[:, 0, 0] // 64
 
 
+@pytest.mark.slow
 def test_rebuilt_counts_codes_over_the_whole_split_and_not_what_fills_the_last_batch():
     rebuilt = reconstruction.Rebuilt(halved, "test", num_codes=8, judges=tiny, batch=10)
     result = rebuilt(None, {}, Pictures(), jax.random.key(0))

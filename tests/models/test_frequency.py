@@ -182,6 +182,7 @@ def test_what_is_known_with_a_cache_is_what_is_known_without(order, modulated):
     np.testing.assert_allclose(found, whole, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_greedy_pictures_are_those_of_the_whole_network_and_padding_stays_empty():
     """Also guided: with each band the likeliest of what the network says, told and untold, of the tokens so far."""
     model, variables, _ = random_model()
