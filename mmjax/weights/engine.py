@@ -148,15 +148,22 @@ def load_model(
     """`load` into the variables of `model`, whose shapes `abstract` tells; `resize` may then change both."""
     target = abstract(model)
     spots = None if shardings is None else shardings(target)
-    params = load(
-        rules, tensors, target["params"], format=format, source=source, ignored=ignored, dtype=dtype,
-        shardings=spots and spots["params"],
+    tree = load(
+        rules, tensors, joined(target), format=format, source=source, ignored=ignored, dtype=dtype,
+        shardings=spots and joined(spots),
     )  # fmt: skip
-    variables = {"params": params}
+    others = [name for name in target if name != "params"]
+    variables = {name: tree[name] for name in others}
+    variables["params"] = {name: part for name, part in tree.items() if name not in others}
     if resize is not None:
         model, variables = resize(model, variables)
         spots = spots and shardings(abstract(model))
     return model, jax.device_put(variables, spots)
+
+
+def joined(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree that rules speak of: the parameters, and beside them the other collections under their names."""
+    return {**variables["params"], **{name: tree for name, tree in variables.items() if name != "params"}}
 
 
 def save(rules: Sequence[Rule], tree: Any, *, format: str) -> dict[str, Array]:

@@ -12,6 +12,8 @@ and, only where it applies,
 
     renamed(model, tensors) -> tensors     the current names for those of older files
     fitted(model, tensors) -> model        what only the tensors tell, by their current names
+    written(model, tensors) -> tensors     what files have, where it is more than the rules make
+    COLLECTIONS                            names of what is written besides "params"; rules begin with the name
     to_preprocessor(model), resize(...)    families with images; their from_config takes the preprocessor's fields too
 """
 
@@ -29,6 +31,7 @@ from mmjax.weights import (
     blip2,
     clip,
     dinov2,
+    encodec,
     engine,
     files,
     gguf,
@@ -38,6 +41,7 @@ from mmjax.weights import (
     mamba,
     mamba2,
     marian,
+    mimi,
     open_clip,
     sam,
     siglip,
@@ -59,6 +63,8 @@ FAMILIES: dict[str, ModuleType] = {
     "mamba": mamba,
     "mamba2": mamba2,
     "sam": sam,
+    "encodec": encodec,
+    "mimi": mimi,
     "llava": llava,
     "blip-2": blip2,
     "blip_2_qformer": blip2,
@@ -123,7 +129,9 @@ def save_hf(folder: str | Path, model: nn.Module, variables: Mapping) -> None:
         raise ValueError(f"save_hf cannot write a {type(model).__name__}; it writes {known}")
     folder = Path(folder)
     rules = _of(family.RULES, model)
-    config, tensors = family.to_config(model), engine.save(rules, variables["params"], format=family.FORMAT)
+    kept = {name: variables[name] for name in ("params", *getattr(family, "COLLECTIONS", ()))}
+    config, tensors = family.to_config(model), engine.save(rules, engine.joined(kept), format=family.FORMAT)
+    tensors = family.written(model, tensors) if hasattr(family, "written") else tensors
     dtype = jnp.result_type(*{tensor.dtype for tensor in tensors.values()})
     folder.mkdir(parents=True, exist_ok=True)
     files.write(folder / WEIGHTS, tensors)
