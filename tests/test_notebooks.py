@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mmjax.train import loop, run_folder
+from mmjax.train import loop, overrides, run_folder
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -25,8 +25,15 @@ RUNS = {
     "05_dino": ("dino_emoji", "dinov2_emoji"),
     "06_eyes_wide_shut": ("clip_emoji", "dinov2_emoji"),
     "07_platonic": (),
+    "08_llava": ("llava_scenes-small_long", "llama_scenes-small_twin"),
     "09_qformer": ("qformer_scenes",),
-}  # notebook -> the experiments whose runs it looks at
+    "10_grounding": (
+        "shikra_scenes",
+        "ferret_scenes",
+        "nextchat_scenes",
+        "nextchat_scenes-small_masks",
+    ),
+}  # notebook -> the runs that it looks at: experiments, and a size where it is not "small"
 WAITING = ("09_qformer",)  # their runs are not recorded yet
 
 
@@ -58,7 +65,8 @@ def test_committed_outputs_are_whole_and_of_this_run_only(path):
     assert not re.search(r"(^|[\s'\"(])/(home|root|work|tmp|usr|Users)/", text), "an absolute path"
     assert "Warning" not in text
     for stem in RUNS[path.stem]:
-        small = run_folder.Recipe(ROOT / "experiments" / f"{stem}.py").build()
+        stem, _, size = stem.partition("-")
+        small = run_folder.Recipe(ROOT / "experiments" / f"{stem}.py", size or "small").build()
         assert f"{small.steps:,} steps of {small.batch_size}" in text, "not a run of the experiment as it is now"
 
 
@@ -68,14 +76,17 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clone")
     (folder / "notebooks").mkdir()
     with contextlib.chdir(folder):  # where runs find those that they start from
-        for stem in sorted(set().union(*RUNS.values())):
-            train(stem)
+        for run in sorted(set().union(*RUNS.values())):
+            train(run)
     return folder
 
 
-def train(stem):
-    """The tiny run of an experiment, after those that it starts from."""
-    recipe, folder = run_folder.Recipe(ROOT / "experiments" / f"{stem}.py", "tiny"), Path("runs") / f"{stem}-tiny"
+def train(run):
+    """The tiny run that stands for this one, after those that it starts from."""
+    stem, _, size = run.partition("-")
+    file, size = ROOT / "experiments" / f"{stem}.py", size.replace("small", "tiny")
+    size = size if size in overrides.sizes(file) else "tiny"
+    recipe, folder = run_folder.Recipe(file, size), Path("runs") / f"{stem}-{size}"
     experiment = recipe.build()
     if not folder.exists():
         for source in experiment.init_from:
