@@ -2,9 +2,9 @@
 
     autoregressive_emoji in its ways, var_emoji, mar_emoji, frequency_emoji    one row each
 
-Operations of the whole training, with the frozen tokenizer's, and parameters: about equal, so that what was drawn can be
-compared. Then what a picture costs: how often the network is called for it (`calls`; of diffusion heads `head_calls`),
-operations, and seconds when 100 are drawn at once, guided, on this machine.
+Operations of the whole training, with the frozen tokenizer's, and parameters: about equal, so that what was drawn can
+be compared. Then what a picture costs: how often the network is called for it (`calls`; of diffusion heads
+`head_calls`), operations, and milliseconds when 100 are drawn at once, guided, on this machine.
 """
 
 import statistics
