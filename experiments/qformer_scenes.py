@@ -1,8 +1,8 @@
 """Q-Former on scenes, BLIP-2's first stage: queries learn to take from a picture what its caption says.
 
 tiny    seconds: does everything once, learns nothing
-small   about 9 minutes on one of 2 CPU cores, not recorded yet, after vit_scenes; in a trial of half its steps
-        16 % of the held-out artist's scenes had their caption first among 258, 47 % among the first five
+small   about 9 minutes on one CPU core, after vit_scenes: 31 % of the held-out artist's scenes have their caption first
+        among 258, 63 % among the first five (numbers: README)
 paper   ViT-g as published, batch and steps too: for `mmjax plan` and pods
 
 Three losses on the same weights: contrast (ITC), match (ITM, with hard negatives out of the global batch) and caption

@@ -27,14 +27,7 @@ RUNS = {
     "07_platonic": (),
     "08_llava": ("llava_scenes-small_long", "llama_scenes-small_twin"),
     "09_qformer": ("qformer_scenes",),
-    "10_grounding": (
-        "shikra_scenes",
-        "ferret_scenes",
-        "nextchat_scenes",
-        "nextchat_scenes-small_masks",
-    ),
 }  # notebook -> the runs that it looks at: experiments, and a size where it is not "small"
-WAITING = ("09_qformer",)  # their runs are not recorded yet
 
 
 def code_cells(path):
@@ -45,14 +38,7 @@ def test_every_notebook_is_known():
     assert {path.stem for path in NOTEBOOKS} == set(RUNS)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=[pytest.mark.xfail(strict=True, reason="not executed yet")] * (path.stem in WAITING))
-        for path in NOTEBOOKS
-    ],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_committed_outputs_are_whole_and_of_this_run_only(path):
     cells = code_cells(path)
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
