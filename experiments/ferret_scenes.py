@@ -15,7 +15,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mmjax.data import scene_text
+from mmjax.data import scene_text, scene_turns
 from mmjax.data.scene_questions import COMPOSER, SceneQuestions
 from mmjax.evals.scene_answers import AskScenes, measured
 from mmjax.models import ferret, llava
@@ -58,7 +58,9 @@ def small(size: str) -> Experiment:
     cells = Beside(concepts, made.llava.vision.width)
     knows = Source(f"llava_scenes-{'small_long' if of == 'small' else of}", "params", "params")
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 500}
-    data = SceneQuestions(scene_text.Regions(), concepts, answers=ANSWERS, region_points=made.sampler.points)
+    data = SceneQuestions(
+        scene_text.Regions(), concepts, answers=ANSWERS, region_points=made.sampler.points, often=scene_turns.PLACES
+    )
     return Experiment(
         Task(ferret.Ferret(made), Loss(cells), init=cells.started(init_model)), data,
         optim.Muon(2e-3, warmup=100, weight_decay=0.05, clip=1.0), steps, batch, **measured(size == "tiny"),

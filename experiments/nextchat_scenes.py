@@ -19,7 +19,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mmjax.data import scene_text
+from mmjax.data import scene_text, scene_turns
 from mmjax.data.scene_questions import COMPOSER, SceneQuestions
 from mmjax.evals.scene_answers import AskScenes, SceneAnswers, located, measured, segmented
 from mmjax.models import llava, nextchat, sam
@@ -68,7 +68,7 @@ def small(size: str) -> Experiment:
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 500}
     return Experiment(
         Task(nextchat.NextChat(made), Loss(cells), init=cells.started(init_model)),
-        SceneQuestions(scene_text.Embedded(), concepts, answers=ANSWERS),
+        SceneQuestions(scene_text.Embedded(), concepts, answers=ANSWERS, often=scene_turns.PLACES),
         optim.Muon(2e-3, warmup=100, weight_decay=0.05, clip=1.0), steps, batch,
         **measured(size == "tiny", located), sample=AskScenes("twemoji", located), init_from=(knows,), **every,
     )  # fmt: skip

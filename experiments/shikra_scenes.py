@@ -15,7 +15,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from mmjax.data import scene_text
+from mmjax.data import scene_text, scene_turns
 from mmjax.data.scene_questions import COMPOSER, KINDS, SceneQuestions
 from mmjax.evals.scene_answers import AskScenes, measured
 from mmjax.models import llava, shikra
@@ -45,7 +45,7 @@ def small(size: str) -> Experiment:
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 500}
     return Experiment(
         Task(llava.Llava(made), llava.Answers(ANSWERS, cells), init=cells.started(init_model)),
-        SceneQuestions(vocabulary=concepts, answers=ANSWERS, kinds=(*KINDS, "spot")),
+        SceneQuestions(vocabulary=concepts, answers=ANSWERS, kinds=(*KINDS, "spot"), often=scene_turns.PLACES),
         optim.Muon(2e-3, warmup=100, weight_decay=0.05, clip=1.0), steps, batch, **measured(size == "tiny"),
         sample=AskScenes("twemoji"), init_from=(knows,), **every,
     )  # fmt: skip

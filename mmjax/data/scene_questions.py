@@ -80,6 +80,7 @@ class SceneQuestions:
     region_points: int = 0  # P, points drawn in each place that a question names; 0: none
     place_masks: bool = False  # whether a row brings the mask of each of its places too
     kinds: tuple[str, ...] = KINDS  # that are asked, as often as scene_turns.MIX says
+    often: tuple[tuple[str, float], ...] = ()  # kinds that are asked otherwise than MIX says: kind, how often
     twins: float = 0.3  # share of the scenes whose first two things have one name
     recolour: augment.Augment | None = augment.Augment()  # colours of each thing in training; None: the artist's own
     answered: bool = False  # whether training leaves out scenes that none of `kinds` can be asked about
@@ -87,7 +88,7 @@ class SceneQuestions:
     def __post_init__(self):
         if self.composer.size % self.cells:
             raise ValueError(f"cells must divide the side of {self.composer.size} pixels, got cells={self.cells}")
-        if unknown := set(self.kinds) - set(scene_turns.MIX):
+        if unknown := (set(self.kinds) | {kind for kind, _ in self.often}) - set(scene_turns.MIX):
             raise ValueError(f"no kind of question {min(unknown)!r}; there are {', '.join(scene_turns.MIX)}")
 
     def batches(self, batch_size: int, seed: int, rows: slice = pipeline.ALL) -> pipeline.Batches:
@@ -219,7 +220,8 @@ class SceneQuestions:
         if kinds is not None:
             asked = [scene_turns.ask(kind, things, known, rng, may) for kind in kinds]
         else:
-            chances = np.array([scene_turns.MIX[kind] for kind in self.kinds])
+            mix = {**scene_turns.MIX, **dict(self.often)}
+            chances = np.array([mix[kind] for kind in self.kinds])
             tries = self.length // 9 if self.kinds else 0
             drawn = rng.choice(len(chances) or 1, size=tries, p=chances / chances.sum() if tries else None)
             asked = [scene_turns.ask(self.kinds[k], things, known, rng, may) for k in drawn]

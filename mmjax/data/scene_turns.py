@@ -297,6 +297,8 @@ MIX = {
     "above": 1.0, "below": 1.0, "bigger": 0.7, "behind": 0.5, "caption": 0.7, "spotting": 0.5, "chain": 0.2,
     "chain_left": 0.2, "dialogue": 0.3, "spot": 2.0,
 }  # fmt: skip
+# Of those who know names already and learn to say places.
+PLACES = (("where", 9.0), ("which", 2.0), ("is", 1.5), ("spotting", 2.0))
 
 
 def relation(turn: Turn) -> str | None:

@@ -311,3 +311,15 @@ def test_misuse_is_refused():
     batch = packed(SceneQuestions(), [empty])
     assert (batch["cells"] == -1).all()
     assert batch["attention_mask"].sum() == FRONT
+
+
+def test_kinds_may_be_asked_more_often_than_the_mix_says():
+    plain, often = SceneQuestions(), SceneQuestions(often=(("count", 300.0),))
+    share = []
+    for data in (plain, often):
+        rows = scene_text.tokenizer().decode_batch(data.batches(16, 0)[0]["input_ids"].tolist())
+        share.append(np.mean(["how many things are there?" in row or "count the things." in row for row in rows]))
+    assert share[0] < 0.7
+    assert share[1] > 0.9
+    with pytest.raises(ValueError, match="no kind of question 'counting'"):
+        SceneQuestions(often=(("counting", 1.0),))
