@@ -1,9 +1,9 @@
 """NExT-Chat on scenes: a place is a vector, decoded into a box and into a mask.
 
 tiny          seconds: does everything once, learns nothing
-small         about 11 minutes on one CPU core, after llava_scenes in its size small_long: its first two stages in one,
+small         about 16 minutes on one CPU core, after llava_scenes in its size small_long: its first two stages in one,
               places as boxes
-small_long    the same, five times as long
+small_long    the same, three times as long
 small_200     with 200 concepts
 small_masks   the third stage, from the runs of small and of sam_scenes: what SAM is asked by, and its decoder, learn to
               cut out what an answer speaks of; all else stays as it is
@@ -59,13 +59,13 @@ def tokens() -> dict[str, int]:
 
 def small(size: str) -> Experiment:
     steps, batch, concepts = {
-        "tiny": (8, 8, 16), "small": (1_000, 32, 64), "small_long": (5_000, 32, 64), "small_200": (1_000, 32, 200),
+        "tiny": (8, 8, 16), "small": (1_500, 32, 64), "small_long": (5_000, 32, 64), "small_200": (1_000, 32, 200),
     }[size]  # fmt: skip
     of = size.removesuffix("_long")
     made = config(size)
     cells = Beside(concepts, made.vision.width)
     knows = Source(f"llava_scenes-{'small_long' if of == 'small' else of}", "params", "params")
-    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 500}
+    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 750}
     return Experiment(
         Task(nextchat.NextChat(made), Loss(cells), init=cells.started(init_model)),
         SceneQuestions(scene_text.Embedded(), concepts, answers=ANSWERS, often=scene_turns.PLACES),

@@ -1,8 +1,8 @@
 """Shikra on scenes: places are numbers in the text, read and written.
 
 tiny        seconds: does everything once, learns nothing
-small       about 10 minutes on one CPU core, after llava_scenes in its size small_long
-small_long  the same, five times as long
+small       about 15 minutes on one CPU core, after llava_scenes in its size small_long
+small_long  the same, three times as long
 small_200   with 200 concepts
 paper       Shikra-7B, its second stage: for `mmjax plan` and pods
 
@@ -36,13 +36,13 @@ def config(size: str) -> llava.LlavaConfig:
 
 def small(size: str) -> Experiment:
     steps, batch, concepts = {
-        "tiny": (8, 8, 16), "small": (1_000, 32, 64), "small_long": (5_000, 32, 64), "small_200": (1_000, 32, 200),
+        "tiny": (8, 8, 16), "small": (1_500, 32, 64), "small_long": (5_000, 32, 64), "small_200": (1_000, 32, 200),
     }[size]  # fmt: skip
     of = size.removesuffix("_long")
     made = config(size)
     cells = Beside(concepts, made.vision.width)
     knows = Source(f"llava_scenes-{'small_long' if of == 'small' else of}", "params", "params")
-    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 500}
+    every = {"save_every": 4, "eval_every": 8, "log_every": 1} if size == "tiny" else {"eval_every": 750}
     return Experiment(
         Task(llava.Llava(made), llava.Answers(ANSWERS, cells), init=cells.started(init_model)),
         SceneQuestions(vocabulary=concepts, answers=ANSWERS, kinds=(*KINDS, "spot"), often=scene_turns.PLACES),
