@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import _pictures
 from mmjax.data import pipeline
 from mmjax.models import autoregressive as ar
 from mmjax.models import mar
@@ -74,21 +75,40 @@ def test_codes_begin_in_the_autoencoders_latents(codecs, stem):
     assert near.mean() < np.square(encode).sum(-1).mean()
 
 
+@pytest.fixture(scope="module")
+def generators(codecs):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(codecs[1])
+        yield {stem: trained(stem, codecs[1] / "runs") for stem in GENERATORS}
+
+
 @pytest.mark.train
 @pytest.mark.parametrize("stem", GENERATORS)
-def test_generators_draw_what_is_asked_for_and_say_their_numbers(codecs, stem):
-    experiment, outcome = trained(stem, codecs[1] / "runs")
+def test_generators_draw_what_is_asked_for_and_say_their_numbers(codecs, generators, stem):
+    experiment, outcome = generators[stem]
     assert {"validation/loss", "twemoji/frechet_a", "train/coverage_b"} <= outcome.metrics.keys()
     if stem == "autoregressive_emoji":
-        tokenizer, wanted = (
-            run.state.variables for run in (outcome, codecs[0]["vqgan_emoji"][1])
-        )  # fmt: skip
+        tokenizer, wanted = (run.state.variables for run in (outcome, codecs[0]["vqgan_emoji"][1]))
         assert jax.tree.all(jax.tree.map(np.array_equal, tokenizer["tokenizer"], wanted))  # it stays as it is
     served = {**outcome.state.variables, "params": outcome.state.variables["ema"]}
     request = Request(("fox by noto", ""))
     answer = experiment.sample(experiment.task.model, served, request, experiment.data, jax.random.key(0))
     assert answer.text == "row 1: fox by noto\nrow 2: anything"
     assert answer.pictures["drawn"].ndim == 3
+
+
+@pytest.mark.train
+def test_the_study_says_what_a_picture_costs(codecs, generators):
+    found = _pictures.measure(codecs[1] / "runs", "tiny")
+    assert set(found) == {f"{stem}-tiny" for stem in GENERATORS}
+    calls = {row: (one.metrics["calls"], one.metrics["head_calls"]) for row, one in found.items()}
+    assert calls["autoregressive_emoji-tiny"] == (64, 0)
+    assert calls["var_emoji-tiny"] == (6, 0)
+    assert calls["mar_emoji-tiny"] == (4, 16)
+    assert calls["frequency_emoji-tiny"] == (8, 0)
+    assert all(one.metrics["picture_gflop"] > 0 for one in found.values())
+    with pytest.raises(FileNotFoundError, match="_chapters pictures"):
+        _pictures.measure(codecs[1], "tiny")
 
 
 @pytest.mark.parametrize("stem", [*CODECS, *GENERATORS])
