@@ -43,6 +43,7 @@ PACKAGES = {
     "@iconify-json/emojione": "1.2.3",
     "@iconify-json/fxemoji": "1.2.2",
     "cldr-annotations-full": "48.2.0",
+    "@lobehub/fluent-emoji-anim-1": "1.0.0",  # of build_clip_pack.py
 }
 SIZE = 64  # side of a drawing in the atlas
 SUPERSAMPLE = 4  # SVGs are drawn this much larger and averaged down
