@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from mmjax.nn.linear import Linear, torch_linear
+from mmjax.nn.linear import Linear, lecun_normal, torch_linear
 from mmjax.nn.stack import LAYERS, Stack
 
 
@@ -82,7 +82,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:  # [B T C] -> [B ceil(T/stride) features]
         reach = (self.kernel - 1) * self.dilation + 1
         x = padded(x, pads(x.shape[1], reach, self.stride, causal=self.causal), self.padding)
-        kernel = self.param("kernel", torch_linear, (self.kernel, x.shape[-1], self.features)).astype(self.dtype)
+        kernel = self.param("kernel", lecun_normal, (self.kernel, x.shape[-1], self.features)).astype(self.dtype)
         x = jax.lax.conv_general_dilated(
             x.astype(self.dtype), kernel, (self.stride,), "VALID", rhs_dilation=(self.dilation,),
             dimension_numbers=("NWC", "WIO", "NWC"),
@@ -115,7 +115,9 @@ class Up(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [B T C] -> [B T*stride features]
-        kernel = self.param("kernel", torch_linear, (2 * self.stride, x.shape[-1], self.features)).astype(self.dtype)
+        # Of a window only two samples meet in one of the output.
+        init = nn.initializers.variance_scaling(self.stride, "fan_in", "normal")
+        kernel = self.param("kernel", init, (2 * self.stride, x.shape[-1], self.features)).astype(self.dtype)
         windows = jnp.einsum("btc,kcf->btkf", x.astype(self.dtype), kernel)
         bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return overlap(windows, causal=self.causal) + bias
@@ -170,7 +172,7 @@ class Unit(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:  # [B T C] -> [B T C]
         c, width = self.config, x.shape[-1]
         y = conv(c, width // c.compress, c.residual_kernel, "conv", dilation=self.dilation)(jax.nn.elu(x))
-        y = Linear(width, dtype=c.dtype, kernel_init=torch_linear, name="out")(jax.nn.elu(y))
+        y = Linear(width, dtype=c.dtype, kernel_init=lecun_normal, name="out")(jax.nn.elu(y))
         return y + (Linear(width, dtype=c.dtype, kernel_init=torch_linear, name="shortcut")(x) if c.shortcut else x)
 
 

@@ -128,6 +128,8 @@ def codec_fields(c: SEANetConfig) -> dict:
 def to_config(model: encodec.Encodec) -> dict:
     c = model.config
     moving(c.quantizer, FORMAT)
+    if not c.codec.lstm:
+        raise ValueError(f"{FORMAT} has an LSTM, got codec.lstm=0")
     made: dict[str, Any] = {
         "architectures": ["EncodecModel"],
         "model_type": "encodec",

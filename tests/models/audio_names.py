@@ -1,5 +1,6 @@
 """What the goldens of EnCodec and Mimi (make_hf_audio.py) hold, and what ours says of the same waveforms."""
 
+import importlib.util
 from pathlib import Path
 
 import jax
@@ -59,3 +60,11 @@ def close_training(model, variables: dict, arrays: dict, rules: list) -> None:
     assert len(theirs) > 5
     for name in theirs:
         close(f"gradient {name}", ours[name], theirs[name], relative=1e-4)
+
+
+def oracle():
+    """make_hf_audio.py, which needs torch and transformers."""
+    spec = importlib.util.spec_from_file_location("make_hf_audio", GOLDENS / "make_hf_audio.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
