@@ -122,16 +122,19 @@ def read_folder(path: str, captions: str, columns: tuple[str, str], side: int, v
     return Contents(texts, picture, shared_labels(picture, texts), by_hash(names, validation)[picture], pictures)
 
 
-def read_captions(path: Path, image_column: str, text_column: str) -> list[tuple[int, str, str]]:
-    """(line, picture's file name, caption) of each row of a .jsonl, .csv or .tsv file."""
+COLUMNS = "Set data.image_column and data.text_column"
+
+
+def read_captions(path: Path, image_column: str, text_column: str, wanted: str = COLUMNS) -> list[tuple[int, str, str]]:
+    """(line, picture's file name, caption) of each row of a .jsonl, .csv or .tsv file; errors add `wanted`."""
     text = read_utf8(path)
     records = jsonl_rows(path, text) if path.suffix in (".jsonl", ".json", ".ndjson") else csv_rows(path, text)
     rows = []
     for line, record in records:
-        values = [field(path, line, record, column) for column in (image_column, text_column)]
+        values = [field(path, line, record, column, wanted) for column in (image_column, text_column)]
         rows.append((line, *values))
     if not rows:
-        raise ValueError(f"{path} holds no captions; one row per picture is expected")
+        raise ValueError(f"{path} holds no captions; one row per file is expected")
     return rows
 
 
@@ -180,7 +183,7 @@ def csv_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
         raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
 
 
-def field(path: Path, line: int, record: dict[str, Any], column: str) -> str:
+def field(path: Path, line: int, record: dict[str, Any], column: str, wanted: str = COLUMNS) -> str:
     """One value of a row: there, a string, and not empty."""
     if column not in record:
         columns = [name for name in record if name is not None]
@@ -188,7 +191,7 @@ def field(path: Path, line: int, record: dict[str, Any], column: str) -> str:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
             f"{path}, line {line}: no column {column!r}, the columns are {', '.join(map(repr, columns))}{hint} "
-            "Set data.image_column and data.text_column"
+            + wanted
         )
     value = record[column]
     if not isinstance(value, str) or not value.strip():
