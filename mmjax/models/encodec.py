@@ -35,7 +35,7 @@ class Objective:
     windows: tuple[int, ...] = (128, 256, 512, 1024, 2048)  # samples
     mels: int = 64  # bands, at most an eighth of the window
     floor: float = 1e-3  # the least magnitude of a band, under the logarithm: what is softer may be anything
-    time: float = 0.1  # weights
+    time: float = 1.0  # weights
     mel: float = 1.0
 
     def bands(self, rate: int) -> list[audio.Bands]:

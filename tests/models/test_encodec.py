@@ -18,14 +18,14 @@ from mmjax.weights import encodec as names
 def test_codes_and_sound_equal_the_original():
     model, variables, arrays = load("hf_encodec/causal")
     assert arrays["waveforms"].shape[1] % model.config.codec.hop
-    close_forward(model, variables, arrays, {"bandwidth": 5.4})
+    close_forward(model, variables, arrays)
 
 
 @pytest.mark.slow
 def test_codes_and_sound_equal_the_original_without_causality_and_shortcuts():
     model, variables, arrays = load("hf_encodec/symmetric")
     assert not model.config.codec.causal
-    close_forward(model, variables, arrays, {"bandwidth": 5.4})
+    close_forward(model, variables, arrays)
 
 
 @pytest.mark.slow
@@ -35,6 +35,7 @@ def test_the_loss_and_gradients_through_codes_equal_the_original(name):
     close_training(model, variables, arrays, names.RULES(model))
 
 
+@pytest.mark.slow
 def test_published_sizes():
     """Counted in transformers' models, without the lengths of normalised kernels."""
     for config, halves, levels in (
@@ -72,6 +73,7 @@ def test_what_does_not_fit_is_refused():
         model.apply({}, np.zeros((1, 2), np.int32), method="decode")
 
 
+@pytest.mark.slow
 def test_the_distance_of_spectra_is_zero_between_equals_and_counts_loudness_and_logarithms():
     bands = encodec.Objective().bands(8000)[0]
     x = np.random.default_rng(0).normal(size=(2, 512)).astype(np.float32)
@@ -136,6 +138,7 @@ def test_eight_devices_have_the_loss_and_codebooks_of_one():
     assert abs(run(variables, waveforms[:1])[0] - value) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_small_tokenizer_keeps_its_promises():
     c = encodec.EncodecConfig.small()
     shapes = jax.eval_shape(encodec.Encodec(c).init, jax.random.key(0), jnp.zeros((1, 12_000)))

@@ -14,7 +14,7 @@ def test_codes_and_sound_equal_the_original():
     model, variables, arrays = load("hf_mimi")
     assert arrays["waveforms"].shape[1] % model.config.hop
     assert arrays["codes"].shape[2] * mimi.STRIDE > model.config.window
-    close_forward(model, variables, arrays, {"levels": 1})
+    close_forward(model, variables, arrays)
 
 
 @pytest.mark.slow
@@ -23,6 +23,7 @@ def test_the_loss_and_gradients_through_codes_equal_the_original():
     close_training(model, variables, arrays, names.RULES(model))
 
 
+@pytest.mark.slow
 def test_published_sizes():
     """Counted in transformers' MimiModel."""
     model = mimi.Mimi(mimi.mimi())

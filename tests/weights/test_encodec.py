@@ -43,6 +43,7 @@ def test_what_is_written_holds_the_same_kernels_and_codebooks(tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), reread, variables)
 
 
+@pytest.mark.slow
 def test_older_files_call_directions_and_lengths_v_and_g(tmp_path):
     folder = rewrite(tmp_path / "old", codebook_dim=None)
     tensors = load_file(folder / "model.safetensors")
