@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from closeness import close
 
 from mmjax.ops import delay
 
@@ -30,7 +31,7 @@ def test_masks_and_prompts(codebooks, frames):
         ours[:, delay.counts(frames, delays).T]
     )
     found = model.apply_delay_pattern_mask(guesses, mask)
-    np.testing.assert_array_equal(found[:, :, 1:], ours)
+    close("delayed codes", ours, found[:, :, 1:].numpy(), relative=0.0, part="forward")
     whole = torch.cat([begin.reshape(2, codebooks, 1), torch.tensor(codes.transpose(0, 2, 1))], -1)
     prompt = model.build_delay_pattern_mask(whole.reshape(2 * codebooks, -1), pad, length)[1]
     np.testing.assert_array_equal(prompt.reshape(2, codebooks, length)[:, :, 1:], ours)
