@@ -18,8 +18,8 @@ BARS = {  # the held-out artist over all 1,555 names; chance is 0.006, 778 and 0
 
 
 def sizes_of(path) -> tuple[str, ...]:
-    """What reads weights of others has the size of those; judges are no published system."""
-    if path.stem.startswith("judge_"):
+    """What reads weights of others has the size of those; judges and frequencies are no published system."""
+    if path.stem.startswith("judge_") or path.stem == "frequency_emoji":
         return ("tiny", "small")
     return ("tiny", "real") if path.stem.endswith("_real") else ("tiny", "small", "paper")
 
