@@ -59,8 +59,9 @@ class PictureNames:
         ]
         found, concepts = found[: len(rows)], labels.concept[rows]
         pack = emoji.pack()
-        subgroup = {name: concept.subgroup for name, concept in zip(pack.names, pack.concepts, strict=True)}
-        right = [name == pack.names[n] for name, n in zip(found, concepts, strict=True)]
+        names = [name.lower() for name in pack.names]  # the vocabulary knows no capitals
+        subgroup = {name: concept.subgroup for name, concept in zip(names, pack.concepts, strict=True)}
+        right = [name == names[n] for name, n in zip(found, concepts, strict=True)]
         near = [subgroup.get(name) == pack.concepts[n].subgroup for name, n in zip(found, concepts, strict=True)]
         metrics = {f"{self.split}/name": np.mean(right), f"{self.split}/name_chance": 1 / len(pack.names)}
         return Result({**metrics, f"{self.split}/subgroup": float(np.mean(near))})

@@ -82,7 +82,7 @@ def test_rows_hold_names_before_pictures_and_behind_them(chain):
         ids, mask, spoken = (rows[name][n] for name in ("input_ids", "attention_mask", "spoken"))
         name = emoji.pack().names[batch["label"][n, 0]]
         text = tokenizer.decode([i for i in ids[mask & ~codes[n]] if i < tokens.words])
-        assert name.startswith(text) or text == name
+        assert name.lower().startswith(text)  # the vocabulary knows no capitals, and long names are cut
         assert (spoken & codes[n]).sum() == (16 if n < 4 else 0)  # the first half writes pictures
 
 
