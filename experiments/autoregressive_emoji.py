@@ -38,8 +38,7 @@ from einops import repeat
 
 from mmjax.data.emoji_pictures import NAME, SUBJECT, EmojiPictures
 from mmjax.evals.drawn import Ask, HeldOut
-from mmjax.evals.generated import Generated
-from mmjax.evals.never_drawn import NeverDrawn
+from mmjax.evals.never_drawn import final_evals
 from mmjax.evals.progress import Progress
 from mmjax.models import autoregressive as ar
 from mmjax.models import kl, vqgan
@@ -126,13 +125,6 @@ def made(size: str) -> Experiment:
     return assembled(config, tokens, data, steps, draw_steps, (Source(name, to="tokenizer"),), tiny)
 
 
-def final(draw: Draw, data: EmojiPictures, **few: int) -> tuple:
-    """A network that knows names is asked for drawings that it has not seen, of known names by known artists."""
-    if data.kinds == NAME:
-        return Generated(draw, "validation", **few), NeverDrawn(draw, **few)
-    return tuple(Generated(draw, split, **few) for split in ("train", "concepts", "twemoji"))
-
-
 def assembled(config, tokens, data, steps: int, draw_steps: int, sources: tuple, tiny: bool) -> Experiment:
     loss, draw = Tokens(tokens), Draw(tokens, draw_steps)
     few = {"count": 16, "batch": 8} if tiny else {}
@@ -145,8 +137,8 @@ def assembled(config, tokens, data, steps: int, draw_steps: int, sources: tuple,
         task, data,
         optim.AdamW(2e-3, warmup=100, end=0.01, weight_decay=0.03, clip=1.0), steps, 8 if tiny else 32,
         evals=(HeldOut(loss, "validation", **few),),
-        final_evals=(*final(draw, data, **few), Progress(draw.progress)), sample=Ask(draw), init_from=sources,
-        **every,
+        final_evals=(*final_evals(draw, data.kinds == NAME, **few), Progress(draw.progress)), sample=Ask(draw),
+        init_from=sources, **every,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Ferret on scenes: what a question points at is sampled from the picture, at every pixel that belongs to it.
 
 tiny        seconds: does everything once, learns nothing
-small       about 11 minutes on one CPU core, after llava_scenes in its size small_long, not recorded yet
+small       about 11 minutes on one CPU core, after llava_scenes in its size small_long
 small_plain as small, with the mean over the region in place of the spatial-aware sampler
 small_200   with 200 concepts
 paper       Ferret-7B: for `mmjax plan` and pods

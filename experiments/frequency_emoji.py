@@ -26,8 +26,7 @@ import jax.numpy as jnp
 
 from mmjax.data.emoji_pictures import NAME, SUBJECT, EmojiPictures
 from mmjax.evals.drawn import Ask, HeldOut
-from mmjax.evals.generated import Generated
-from mmjax.evals.never_drawn import NeverDrawn
+from mmjax.evals.never_drawn import final_evals
 from mmjax.evals.progress import Progress
 from mmjax.models import frequency, frequency_tokenizer
 from mmjax.models.frequency_tokenizer import TokenizerConfig
@@ -87,9 +86,6 @@ def experiment(size: str) -> Experiment:
     steps = 890 if "values" in size else 905 if size in ("small_cosines", "small_raster") else 1_280
     draw, few = Draw(), {"count": 16, "batch": 8} if tiny else {}
     every = {"save_every": 4, "eval_every": 8, "log_every": 1} if tiny else {"eval_every": 500}
-    final = tuple(Generated(draw, split, **few) for split in ("train", "concepts", "twemoji"))
-    if named:  # asked for drawings that it has not seen, of known names by known artists
-        final = Generated(draw, "validation", **few), NeverDrawn(draw, **few)
     task = Task(
         frequency.Frequency(config), frequency.loss, init=optim.with_copy("ema", init=started),
         after_update=optim.ema("params", "ema", 0.9 if tiny else 0.995), serve="ema",
@@ -98,5 +94,5 @@ def experiment(size: str) -> Experiment:
         task, data, optim.AdamW(2e-3, warmup=100, end=0.01, weight_decay=0.03, clip=1.0),
         8 if tiny else 5 * steps if named else steps, 8 if tiny else 32,
         evals=(HeldOut(frequency.loss, "validation", **few),),
-        final_evals=(*final, Progress(draw.progress)), sample=Ask(draw), **every,
+        final_evals=(*final_evals(draw, named, **few), Progress(draw.progress)), sample=Ask(draw), **every,
     )  # fmt: skip

@@ -5,8 +5,8 @@ paper               LLaVA-1.5-7B, stage 2: for `mmjax plan` and pods
 paper_align         its stage 1: the projector alone, on captions
 paper_lora          its stage 2 by LoRA, without dropout of the products' inputs
 
-Each about 4 minutes on one CPU core, small_long 25, not recorded yet, after vit_scenes and llama_scenes. The two
-stages as they are published, with the tower of vit_scenes as it is:
+Each about 4 minutes on one CPU core, small_long, the only one that is recorded, 25; after vit_scenes and llama_scenes.
+The two stages as they are published, with the tower of vit_scenes as it is:
 small_align         the projector alone, on captions, into a language model that stays as it is
 small_instruct      from there, projector and language model on all kinds of questions
 

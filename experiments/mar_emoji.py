@@ -18,7 +18,7 @@ from einops import rearrange
 
 from mmjax.data.emoji_pictures import EmojiPictures
 from mmjax.evals.drawn import Ask, HeldOut
-from mmjax.evals.generated import Generated
+from mmjax.evals.never_drawn import final_evals
 from mmjax.models import kl, mar, vqgan
 from mmjax.nn.frozen import Latents
 from mmjax.nn.stack import Compute
@@ -69,7 +69,7 @@ def small(size: str) -> Experiment:
     return Experiment(
         task, data, optim.AdamW(2e-3, warmup=100, end=0.01, weight_decay=0.02, clip=1.0), steps, batch,
         evals=(HeldOut(through, "validation", **few),),
-        final_evals=tuple(Generated(through.draw, split, **few) for split in ("train", "concepts", "twemoji")),
+        final_evals=final_evals(through.draw, False, **few),
         sample=Ask(through.draw), init_from=(Source("kl_emoji", to="tokenizer"),), **every,
     )  # fmt: skip
 

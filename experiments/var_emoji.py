@@ -17,8 +17,7 @@ import jax.numpy as jnp
 
 from mmjax.data.emoji_pictures import NAME, SUBJECT, EmojiPictures
 from mmjax.evals.drawn import Ask, HeldOut
-from mmjax.evals.generated import Generated
-from mmjax.evals.never_drawn import NeverDrawn
+from mmjax.evals.never_drawn import final_evals
 from mmjax.evals.progress import Progress
 from mmjax.models import var, var_tokenizer
 from mmjax.models.var_tokenizer import Tokenizer
@@ -75,16 +74,9 @@ def small(size: str) -> Experiment:
     return Experiment(
         task, data, optim.AdamW(2e-3, warmup=100, end=0.01, weight_decay=0.03, clip=1.0),
         8 if tiny else 4_150 if named else 830, 8 if tiny else 32, evals=(HeldOut(loss, "validation", **few),),
-        final_evals=(*final(draw, data, **few), Progress(draw.progress)), sample=Ask(draw),
+        final_evals=(*final_evals(draw, data.kinds == NAME, **few), Progress(draw.progress)), sample=Ask(draw),
         init_from=(source,), **every,
     )  # fmt: skip
-
-
-def final(draw: Draw, data: EmojiPictures, **few: int) -> tuple:
-    """A network that knows names is asked for drawings that it has not seen, of known names by known artists."""
-    if data.kinds == NAME:
-        return Generated(draw, "validation", **few), NeverDrawn(draw, **few)
-    return tuple(Generated(draw, split, **few) for split in ("train", "concepts", "twemoji"))
 
 
 def paper() -> Experiment:

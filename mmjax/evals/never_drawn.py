@@ -22,6 +22,7 @@ import numpy as np
 
 from mmjax.data import emoji_drawings
 from mmjax.evals import features, generation
+from mmjax.evals.generated import Generated
 from mmjax.evals.judges import Judge, committed, look
 from mmjax.evals.reconstruction import beside
 from mmjax.nn.outputs import Result
@@ -78,6 +79,15 @@ class NeverDrawn:
             for n, some in enumerate(order.reshape(-1, self.batch))
         ]
         return np.concatenate(parts)[:count]
+
+
+def final_evals(draw: Callable, names: bool, **few: int) -> tuple[Callable, ...]:
+    """What an experiment asks of a generator at its end. One that knows names is asked for drawings that it has not
+    seen, of known names by known artists; others for drawings by labels of what was learned and of what was held out.
+    few: count and batch of each."""
+    if names:
+        return Generated(draw, "validation", **few), NeverDrawn(draw, **few)
+    return tuple(Generated(draw, split, **few) for split in ("train", "concepts", "twemoji"))
 
 
 def _by(judge: Judge) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
